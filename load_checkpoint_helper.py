@@ -1,0 +1,1050 @@
+"""Loads the checkpoints of the pretraining scripts, and says what is in one.
+
+A format is a table (`FORMATS`): every tensor's name, its shape, and the names it gets in
+`model.py`. What the file is, is read from its keys, confirmed by its scalars, and compared with
+the script's source that it carries; where they disagree there is an error and never a guess.
+
+Nothing in a file is executed. The pickle is first read by an unpickler that builds nothing but
+inert records (`_InertUnpickler`), and only a file that passes is given to `torch.load`.
+
+    python load_checkpoint_helper.py CKPT [--json] [--n_head N] [--lm_check TOKENS.bin]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import glob
+import json
+import pickle
+import re
+import sys
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import (
+    FAMILIES,
+    NUM_VALUE_EMBEDS,
+    SCALARS_PER_LAYER,
+    GPTBatched,
+    GPTConfig,
+    initial_scalars,
+    next_multiple,
+)
+
+FINE_TUNED_KIND = "hindi-xnli-classifier"
+DEFAULT_MAX_SEQ_LEN = 1024
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+MAX_LISTED = 6
+
+SHARD_MAGIC = 20240520
+SHARD_HEADER_INTS = 256
+
+LM_LOSS_SAME_ROWS = 0.02
+LM_LOSS_OTHER_ROWS = 0.5
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be used; the message says the file, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """One line of a format's table; `{i}` in a name stands for a block, `{t}` for a table.
+
+    Letters in `shape`: D model width, 4D, I = heads × head size, V embedding rows, R head rows.
+    `targets` maps our name to the part of the tensor it gets (None: all of it).
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    targets: Mapping[str, int | slice | None]
+
+
+def _same(name: str, *shape: int | str) -> TensorRule:
+    return TensorRule(name, shape, {name: None})
+
+
+EMBEDDING_RULES = (
+    _same("embed.weight", "V", "D"),
+    _same("value_embeds.{t}.weight", "V", "D"),
+)
+
+FORMATS: dict[str, tuple[TensorRule, ...]] = {
+    "small": (
+        *EMBEDDING_RULES,
+        _same("blocks.{i}.attn.qkv_w", 3, "I", "D"),
+        _same("blocks.{i}.attn.c_proj.weight", "D", "I"),
+        _same("blocks.{i}.mlp.c_fc.weight", "4D", "D"),
+        _same("blocks.{i}.mlp.c_proj.weight", "D", "4D"),
+        _same("lm_head.weight", "R", "D"),
+        _same("scalars", "S"),
+    ),
+    "medium": (
+        *EMBEDDING_RULES,
+        TensorRule(
+            "blocks.{i}.attn.qkvo_w",
+            (4, "I", "D"),
+            {"blocks.{i}.attn.qkv_w": slice(0, 3), "blocks.{i}.attn.c_proj.weight": 3},
+        ),
+        TensorRule("blocks.{i}.mlp.fc_w", ("4D", "D"), {"blocks.{i}.mlp.c_fc.weight": None}),
+        TensorRule("blocks.{i}.mlp.proj_w", ("D", "4D"), {"blocks.{i}.mlp.c_proj.weight": None}),
+        TensorRule("lm_head_w", ("R", "D"), {"lm_head.weight": None}),
+        _same("scalars", "S"),
+    ),
+}
+
+# The head counts of the sizes in use, for files whose `code` doesn't tell: (format, L, D) -> H.
+KNOWN_HEADS = {
+    ("medium", 16, 1024): 8,
+    ("medium", 24, 1152): 18,
+    ("medium", 36, 1280): 20,
+    ("medium", 20, 1280): 10,
+    ("medium", 24, 1536): 12,
+}
+SMALL_HEAD_DIM = 128
+
+OTHER_FAMILIES = (
+    (r"transformer\.h\.\d+\.attn\.c_attn\b", "GPT-2"),
+    (r"transformer\.h\.\d+\.attn\.c_q\b", "the 2024 scripts with c_q, c_k, c_v, or nanochat"),
+    (r"\battn_gate\b", "later scripts with gated attention"),
+    (r"\bsmear_gate\b", "later scripts with a smear gate"),
+    (r"\bvalue_embed_gate\b", "later scripts with gated value embeddings"),
+    (r"_bank$", "later scripts that keep their weights in banks"),
+    (r"\bembed2\b", "later scripts with a second embedding"),
+    (r"\bblocks\.\d+\.lambdas$", "scripts with lambdas in every block"),
+)
+
+_TORCH_STORAGE_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def load_pretrained_checkpoint(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    num_heads: int | None = None,
+    max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
+) -> tuple[GPTBatched, dict, dict]:
+    """The checkpoint as a trunk in float32 on `device`, with its `info` and its dict.
+
+    Raises CheckpointError as `inspect_checkpoint` does.
+    """
+    info, checkpoint = inspect_checkpoint(path, num_heads=num_heads, max_seq_len=max_seq_len)
+    state = converted_state(info["checkpoint_format"], checkpoint["model"], device)
+    state["scalars"] = state["scalars"][: SCALARS_PER_LAYER * info["num_layers"]].clone()
+    return GPTBatched.from_state_dict(config_of(info), state), info, checkpoint
+
+
+def inspect_checkpoint(
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
+) -> tuple[dict, dict]:
+    """What the file is, and its dict, whose tensors are mapped from the file and not yet read.
+
+    Every storage of the weights is compared with the zip's CRC-32, every weight looked through
+    for NaN, every key, shape and scalar with the format's table. `num_heads` is needed only for
+    sizes whose head count neither the file nor `KNOWN_HEADS` tells, and checked where given.
+    Raises CheckpointError with what is wrong and what to do.
+    """
+    path = Path(path)
+    record = _read_inert(path)
+    _check_storages(path, record)
+    checkpoint = _load_mapped(path, record)
+    state = _unwrapped(path, checkpoint["model"])
+    fmt = _detect_format(path, state)
+    sizes = _check_tensors(path, fmt, state)
+    _check_finite(path, state)
+    heads, heads_from = _head_count(path, fmt, sizes, checkpoint.get("code"), num_heads)
+    config = _config(path, fmt, sizes, heads, max_seq_len)
+    fingerprint = _check_scalars(path, fmt, config, state["scalars"])
+    info = {
+        "file": str(path),
+        "checkpoint_format": fmt,
+        "vocab_size": sizes["V"],
+        "lm_head_rows": sizes["R"],
+        "model_dim": sizes["D"],
+        "num_layers": sizes["L"],
+        "num_heads": heads,
+        "head_dim": config.head_dim,
+        "head_count_from": heads_from,
+        "max_seq_len": max_seq_len,
+        "scalars_size": state["scalars"].numel(),
+        "scalars_padding": state["scalars"].numel() - SCALARS_PER_LAYER * sizes["L"],
+        "attention_layers": list(config.attention_layers),
+        "num_parameters": sum(t.numel() for t in state.values()),
+        "num_block_parameters": sum(t.numel() for k, t in state.items() if k.startswith("blocks.")),
+        "dtypes": {str(d).removeprefix("torch."): n for d, n in _count_dtypes(state).items()},
+        "key_prefix": _common_prefix(checkpoint["model"]),
+        "step": _plain_number(checkpoint.get("step")),
+        "val_loss": _plain_number(checkpoint.get("val_loss")),
+        "has_code": bool(checkpoint.get("code")),
+        "file_bytes": path.stat().st_size,
+        "model_bytes": sum(t.numel() * t.element_size() for t in state.values()),
+        "fingerprint": fingerprint,
+    }
+    checkpoint["model"] = state
+    return info, checkpoint
+
+
+def config_of(info: dict) -> GPTConfig:
+    """The network that `info` (of `inspect_checkpoint`) describes."""
+    return GPTConfig.of_family(
+        info["checkpoint_format"],
+        vocab_size=info["vocab_size"],
+        lm_head_rows=info["lm_head_rows"],
+        num_layers=info["num_layers"],
+        num_heads=info["num_heads"],
+        model_dim=info["model_dim"],
+        max_seq_len=info["max_seq_len"],
+        attention_layers=tuple(info["attention_layers"]),
+    )
+
+
+def converted_state(
+    fmt: str, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """A format's tensors under our names, as float32 copies on `device`."""
+    converted = {}
+    for rule in FORMATS[fmt]:
+        pattern = _name_pattern(rule.name)
+        for name, tensor in state.items():
+            match = pattern.fullmatch(name)
+            if not match:
+                continue
+            for target, part in rule.targets.items():
+                piece = tensor if part is None else tensor[part]
+                copy = torch.empty(piece.shape, dtype=torch.float32, device=device)
+                converted[target.format(**match.groupdict())] = copy.copy_(piece)
+    return converted
+
+
+def check_flags_against_file(
+    info: dict,
+    *,
+    n_layer: int | None = None,
+    n_head: int | None = None,
+    n_embd: int | None = None,
+    vocab_size: int | None = None,
+) -> list[str]:
+    """Compare what a user said of the network with the file; returns one message a contradiction.
+
+    A vocabulary is right as the file's embedding rows, or as the number that pads to them.
+    """
+    found = {
+        "--n_layer": (n_layer, info["num_layers"]),
+        "--n_head": (n_head, info["num_heads"]),
+        "--n_embd": (n_embd, info["model_dim"]),
+    }
+    problems = [
+        f"{flag} {given}, but {info['file']} has {actual}: leave the flag out or correct it"
+        for flag, (given, actual) in found.items()
+        if given is not None and given != actual
+    ]
+    rows = info["vocab_size"]
+    if vocab_size is not None and rows not in (vocab_size, next_multiple(vocab_size, 128)):
+        problems.append(
+            f"--vocab_size {vocab_size}, but {info['file']} has {rows} embedding rows: "
+            "leave the flag out, it is no longer needed"
+        )
+    return problems
+
+
+def resolve_checkpoint_path(patterns: str | Sequence[str]) -> Path:
+    """The best file of paths and globs: the lowest `_val…` in the name, without one the highest
+    step. Raises CheckpointError where a pattern matches nothing."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    candidates = []
+    for pattern in patterns:
+        # A literal path may hold glob characters.
+        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        if not matches:
+            what = "matches no file" if glob.has_magic(pattern) else "no such file"
+            raise CheckpointError(f"{pattern}: {what}; give the path of a pretrained checkpoint")
+        candidates += [Path(match) for match in matches]
+    return min(dict.fromkeys(candidates), key=_preference)
+
+
+def _preference(path: Path) -> tuple[float, float]:
+    loss = re.search(r"_val(\d+(?:\.\d+)?)", path.name)
+    step = re.search(r"step(\d+)", path.name)
+    return (
+        float(loss[1]) if loss else float("inf"),
+        -float(step[1]) if step else 0.0,
+    )
+
+
+class _TensorRecord:
+    """What the pickle says of one tensor; nothing of it is read yet."""
+
+    __slots__ = ("storage", "offset", "size", "stride")
+
+    def __init__(self, storage: object, offset: object, size: object, stride: object):
+        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+
+
+@dataclass(frozen=True)
+class _StorageRecord:
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+@dataclass(frozen=True)
+class _FileRecord:
+    """The pickle's content with records for tensors, and where its storages lie in the zip."""
+
+    content: dict
+    storage_root: str
+    members: Mapping[str, zipfile.ZipInfo]
+    stand_ins: tuple[tuple[str, str], ...]
+
+
+class _Inert:
+    """Stands for a harmless global of torch's own; calling it gives a record or a plain value."""
+
+    __slots__ = ("_name", "_call")
+
+    def __init__(self, name: str, call: object):
+        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *args: object) -> object:
+        return self._call(*args)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"sets an attribute of {self._name}")
+
+    __reduce_ex__ = None
+
+
+class _RefusingType(type):
+    """Metaclass of the stand-ins: `cls.__new__` is how a pickle instantiates, a call is a call."""
+
+    def __call__(cls, *args: object, **kwargs: object) -> object:
+        raise _RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
+
+
+class _RefusedCall(Exception):
+    pass
+
+
+def _stand_in(module: str, name: str) -> type:
+    """An empty class with another's name: pickled attributes land in it, nothing ever runs."""
+    return _RefusingType(
+        name,
+        (),
+        {
+            "__module__": module,
+            "__qualname__": name,
+            "__new__": lambda cls, *args, **kwargs: object.__new__(cls),
+            "__setstate__": lambda self, state: None,
+        },
+    )
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads the pickle of a torch file into records. No global of the file is ever looked up."""
+
+    def __init__(self, file: object):
+        super().__init__(file, encoding="utf-8")
+        self.stand_ins: dict[tuple[str, str], type] = {}
+
+    def find_class(self, module: str, name: str) -> object:
+        inert = _inert_global(module, name)
+        if inert is not None:
+            return inert
+        key = (module, name)
+        return self.stand_ins.setdefault(key, _stand_in(module, name))
+
+    def persistent_load(self, pid: object) -> _StorageRecord:
+        kind, storage_type, key, _location, numel = pid
+        if kind != "storage" or not isinstance(storage_type, torch.dtype):
+            raise pickle.UnpicklingError(f"unknown kind of storage {storage_type!r}")
+        return _StorageRecord(str(key), storage_type, int(numel))
+
+
+def _inert_global(module: str, name: str) -> object:
+    if module in ("torch", "torch.storage") and name in _TORCH_STORAGE_DTYPES:
+        return _TORCH_STORAGE_DTYPES[name]
+    if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        return getattr(torch, name)
+    calls = {
+        ("torch._utils", "_rebuild_tensor_v2"): lambda s, o, size, st, *_: _TensorRecord(
+            s, o, size, st
+        ),
+        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        ("collections", "OrderedDict"): lambda *args: dict(*args),
+        ("torch", "Size"): lambda *args: tuple(*args),
+        ("torch", "device"): lambda *args: ":".join(map(str, args)),
+    }
+    call = calls.get((module, name))
+    return call and _Inert(f"{module}.{name}", call)
+
+
+# What a damaged or hostile pickle can make an unpickler raise.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    ImportError,
+)
+
+
+def _read_inert(path: Path) -> _FileRecord:
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; give the path of a pretrained checkpoint")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a file; give the path of one checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(path, archive)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"{path}: not the zip that torch.save writes, or truncated ({error}); "
+            "copy the file again and compare its size with the original's"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from error
+
+
+def _read_archive(path: Path, archive: zipfile.ZipFile) -> _FileRecord:
+    members = {entry.filename: entry for entry in archive.infolist()}
+    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(members) != len(archive.infolist()) or len(pickles) != 1:
+        raise CheckpointError(
+            f"{path}: a zip, but not one that torch.save wrote (found {len(pickles)} data.pkl); "
+            "give a checkpoint of the pretraining script"
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+        raise CheckpointError(f"{path}: written on a big-endian machine; save it again on another")
+    with archive.open(pickles[0]) as file:
+        unpickler = _InertUnpickler(file)
+        try:
+            content = unpickler.load()
+        except _RefusedCall as refused:
+            raise CheckpointError(
+                f"{path}: its pickle calls {refused}, and nothing in a checkpoint is executed; "
+                "load it where you trust it, and save the weights alone with torch.save"
+            ) from None
+        except zipfile.BadZipFile:
+            raise
+        except _PICKLE_ERRORS as error:
+            raise CheckpointError(
+                f"{path}: its pickle is damaged ({error}); copy the file again"
+            ) from error
+    return _FileRecord(_checked_content(path, content), root, members, tuple(unpickler.stand_ins))
+
+
+def _checked_content(path: Path, content: object) -> dict:
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__.lstrip('_')}, expected the dict that the "
+            "pretraining script saves, with the weights under 'model'"
+        )
+    if content.get("kind") == FINE_TUNED_KIND:
+        raise CheckpointError(
+            f"{path}: a fine-tuned checkpoint of this project, expected a pretrained one; "
+            "to score it use --eval_only, to fine-tune give the pretraining script's file"
+        )
+    model = content.get("model")
+    if not isinstance(model, dict) or not model:
+        found = ", ".join(map(str, list(content)[:MAX_LISTED])) or "nothing"
+        raise CheckpointError(
+            f"{path}: no weights under 'model' (found {found}); "
+            "give a checkpoint of the pretraining script"
+        )
+    odd = [str(name) for name, value in model.items() if not isinstance(value, _TensorRecord)]
+    odd += [repr(name) for name in model if not isinstance(name, str)]
+    if odd:
+        raise CheckpointError(f"{path}: in 'model', {_listed(odd)} is no tensor; save it again")
+    return content
+
+
+def _check_storages(path: Path, record: _FileRecord) -> None:
+    """Every storage of the weights: there, as long as its tensors need, and with the right CRC."""
+    names_of_storage: dict[str, str] = {}
+    for name, tensor in record.content["model"].items():
+        _check_bounds(path, name, tensor, record)
+        names_of_storage.setdefault(tensor.storage.key, name)
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for key, name in names_of_storage.items():
+            entry = record.members[f"{record.storage_root}data/{key}"]
+            if not _crc_agrees(archive, file, entry):
+                raise CheckpointError(
+                    f"{path}: the bytes of {name} are damaged (CRC-32 of {entry.filename}); "
+                    "copy the file again"
+                )
+
+
+def _check_bounds(path: Path, name: str, tensor: _TensorRecord, record: _FileRecord) -> None:
+    storage = tensor.storage
+    if not isinstance(storage, _StorageRecord):
+        raise CheckpointError(f"{path}: {name} has no storage; copy the file again")
+    numbers = (tensor.offset, *_as_ints(tensor.size), *_as_ints(tensor.stride))
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
+        raise CheckpointError(f"{path}: {name} has an impossible shape; copy the file again")
+    steps = [(n - 1) * stride for n, stride in zip(tensor.size, tensor.stride, strict=True)]
+    needed = 0 if 0 in tensor.size else tensor.offset + sum(steps) + 1
+    entry = record.members.get(f"{record.storage_root}data/{storage.key}")
+    itemsize = torch.empty(0, dtype=storage.dtype).element_size()
+    if entry is None or entry.file_size != storage.numel * itemsize or needed > storage.numel:
+        there = "none" if entry is None else f"{entry.file_size // itemsize} values"
+        raise CheckpointError(
+            f"{path}: {name} of shape {tuple(tensor.size)} needs {needed} values, and its storage "
+            f"has {there}; the file is damaged, copy it again"
+        )
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"{path}: its storages are compressed; save it again with torch.save")
+
+
+def _as_ints(values: object) -> tuple:
+    return tuple(values) if isinstance(values, list | tuple) else (None,)
+
+
+def _crc_agrees(archive: zipfile.ZipFile, file: object, entry: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(entry):
+            pass  # the local header is there and names this entry
+    except zipfile.BadZipFile:
+        return False
+    file.seek(entry.header_offset)
+    local_header = file.read(30)
+    name_bytes, extra_bytes = (int.from_bytes(local_header[i : i + 2], "little") for i in (26, 28))
+    file.seek(entry.header_offset + 30 + name_bytes + extra_bytes)
+    crc, left = 0, entry.file_size
+    while left:
+        chunk = file.read(min(left, 1 << 24))
+        if not chunk:
+            return False
+        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    return crc == entry.CRC
+
+
+def _load_mapped(path: Path, record: _FileRecord) -> dict:
+    """`torch.load` without reading the tensors; classes that are merely instantiated stay inert."""
+    stand_ins = [(_stand_in(*names), ".".join(names)) for names in record.stand_ins]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (*_PICKLE_ERRORS, RuntimeError, _RefusedCall) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: torch can't load it ({reason}); copy it again") from error
+
+
+def _unwrapped(path: Path, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes of torch.compile and DistributedDataParallel."""
+    state = {_without_prefix(name): tensor for name, tensor in model.items()}
+    if len(state) != len(model):
+        raise CheckpointError(f"{path}: holds the same weights with and without a wrapper's prefix")
+    return state
+
+
+def _without_prefix(name: str) -> str:
+    while name.startswith(WRAPPER_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _common_prefix(model: Mapping[str, Tensor]) -> str:
+    name = next(iter(model))
+    return name.removesuffix(_without_prefix(name))
+
+
+def _name_pattern(name: str) -> re.Pattern[str]:
+    escaped = re.escape(name)
+    # At most four digits, and no leading zero: "blocks.007" is not a name that a script writes.
+    number = r"0|[1-9]\\d{0,3}"
+    return re.compile(re.sub(r"\\{(\w)\\}", rf"(?P<\1>{number})", escaped))
+
+
+def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
+    if any(name.startswith("pretrained_model.") for name in state):
+        raise CheckpointError(
+            f"{path}: a fine-tuned checkpoint, expected a pretrained one; "
+            "give the pretraining script's file"
+        )
+    for pattern, family in OTHER_FAMILIES:
+        hints = [name for name in state if re.search(pattern, name)]
+        if hints:
+            raise CheckpointError(
+                f"{path}: has {hints[0]}, as {family}: that family is not supported yet; "
+                f"supported are {', '.join(FORMATS)}"
+            )
+    names = {fmt: {rule.name for rule in rules} for fmt, rules in FORMATS.items()}
+    found = []
+    for fmt, own in names.items():
+        elsewhere = set().union(*(other for key, other in names.items() if key != fmt))
+        patterns = [_name_pattern(name) for name in own - elsewhere]
+        if any(pattern.fullmatch(name) for name in state for pattern in patterns):
+            found.append(fmt)
+    if len(found) != 1:
+        known = "of both " + " and ".join(found) if found else f"of none of {', '.join(FORMATS)}"
+        raise CheckpointError(
+            f"{path}: its keys are {known}: {_listed(state)}; "
+            "give a checkpoint of the pretraining script"
+        )
+    return found[0]
+
+
+def _check_tensors(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str, int | None]:
+    """The sizes L, D, I, V, R, S of a file whose every key and shape is as the table says, and
+    `no_attention`, the block without attention."""
+    blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
+    L = max(blocks, default=-1) + 1
+    no_attention = _layer_without_attention(L, state)
+    expected = dict(_expected_shapes(fmt, L, no_attention))
+    unknown = [name for name in state if name not in expected]
+    missing = [name for name in expected if name not in state]
+    problems = [f"missing {_listed(missing)}"] if missing else []
+    problems += [f"unknown {_listed(unknown)}"] if unknown else []
+    if problems:
+        raise CheckpointError(
+            f"{path}: of format {fmt} with {L} blocks, but keys are {' and '.join(problems)}; "
+            "every key must be known and there: save the whole model of the pretraining script"
+        )
+    sizes = _read_sizes(path, fmt, state) | {"L": L, "no_attention": no_attention}
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, expected {wanted}"
+        for name, shape in expected.items()
+        if tuple(state[name].shape) != (wanted := tuple(_resolve(d, sizes) for d in shape))
+    ]
+    wrong += [
+        f"{name} is {tensor.dtype}, expected floating point"
+        for name, tensor in state.items()
+        if not tensor.is_floating_point()
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: of format {fmt}, but {_listed(wrong)}; save the model again"
+        )
+    return sizes
+
+
+def _expected_shapes(
+    fmt: str, num_layers: int, no_attention: int | None
+) -> Iterator[tuple[str, tuple[int | str, ...]]]:
+    for rule in FORMATS[fmt]:
+        if "{t}" in rule.name:
+            yield from ((rule.name.format(t=t), rule.shape) for t in range(NUM_VALUE_EMBEDS))
+        elif "{i}" in rule.name:
+            for i in range(num_layers):
+                if not (i == no_attention and ".attn." in rule.name):
+                    yield rule.name.format(i=i), rule.shape
+        else:
+            yield rule.name, rule.shape
+
+
+def _layer_without_attention(num_layers: int, state: Iterable[str]) -> int | None:
+    """The one block that the scripts leave without attention; any further one is a loss."""
+    with_attention = {int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.attn", name))}
+    without = [i for i in range(num_layers) if i not in with_attention]
+    if 7 in without:
+        return 7
+    return without[0] if len(without) == 1 else None
+
+
+def _read_sizes(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+    head = state["lm_head.weight" if fmt == "small" else "lm_head_w"]
+    embed, scalars = state["embed.weight"], state["scalars"]
+    if embed.dim() != 2 or head.dim() != 2 or scalars.dim() != 1:
+        raise CheckpointError(
+            f"{path}: embed.weight {tuple(embed.shape)}, head {tuple(head.shape)}, scalars "
+            f"{tuple(scalars.shape)}: expected a matrix, a matrix, a vector; save the model again"
+        )
+    V, D = embed.shape
+    R = head.shape[0]
+    if R not in (V, next_multiple(V, 128)):
+        raise CheckpointError(
+            f"{path}: {V} embedding rows, but {R} rows in the language-model head, expected "
+            f"{V} or {next_multiple(V, 128)}; save the model again"
+        )
+    return {"V": V, "D": D, "I": D, "R": R, "S": scalars.shape[0]}
+
+
+def _resolve(dimension: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(dimension, int):
+        return dimension
+    return 4 * sizes["D"] if dimension == "4D" else sizes[dimension]
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise CheckpointError(
+            f"{path}: NaN or infinity in {_listed(bad)}: pretraining had diverged; "
+            "take an earlier checkpoint"
+        )
+
+
+def _head_count(
+    path: Path, fmt: str, sizes: Mapping[str, int], code: object, given: int | None
+) -> tuple[int, str]:
+    """The number of heads, and where it was found: in code, in the sizes in use, or given."""
+    L, D = sizes["L"], sizes["D"]
+    call = _gpt_call(code) if isinstance(code, str) else {}
+    for key, actual in (("num_layers", L), ("model_dim", D)):
+        if call.get(key, actual) != actual:
+            raise CheckpointError(
+                f"{path}: its code says {key}={call[key]}, but its weights have {actual}; "
+                "part of the model is missing, or the code is another run's: save it again"
+            )
+    known = KNOWN_HEADS.get((fmt, L, D))
+    if fmt == "small":
+        known = D // SMALL_HEAD_DIM if D % SMALL_HEAD_DIM == 0 else None
+        if known is None:
+            raise CheckpointError(
+                f"{path}: of format small with a width of {D}, expected a multiple of "
+                f"{SMALL_HEAD_DIM}, its head size"
+            )
+    sources = {
+        "code": call.get("num_heads"),
+        "format" if fmt == "small" else "sizes in use": known,
+        "--n_head": given,
+    }
+    if fmt != "small" and sources["code"] is not None:
+        sources["sizes in use"] = None
+    told = {source: value for source, value in sources.items() if value is not None}
+    if len(set(told.values())) > 1:
+        values = ", ".join(f"{value} ({source})" for source, value in told.items())
+        raise CheckpointError(
+            f"{path}: contradicting numbers of heads: {values}; leave --n_head out or correct it"
+        )
+    if not told:
+        raise CheckpointError(
+            f"{path}: the number of heads can't be told from {L} layers of width {D} and there is "
+            "no usable code in the file: give it as --n_head (num_heads=… in Python)"
+        )
+    source, heads = next(iter(told.items()))
+    return heads, source
+
+
+def _gpt_call(code: str) -> dict[str, int]:
+    """The sizes in the call `GPT(…)` of a training script, read and never run.
+
+    Only what is a literal, or a name or attribute that the script sets to one literal, is told;
+    calls that contradict each other tell nothing.
+    """
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    constants = _constants(tree)
+    positions = ("vocab_size", "num_layers", "num_heads", "model_dim", "max_seq_len")
+    found: dict[str, set[int]] = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or _last_name(node.func) != "GPT":
+            continue
+        arguments = dict(zip(positions, node.args, strict=False))
+        arguments |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        for key, value in arguments.items():
+            number = _constant(value, constants)
+            if number is not None:
+                found.setdefault(key, set()).add(number)
+    return {key: values.pop() for key, values in found.items() if len(values) == 1}
+
+
+def _constants(tree: ast.AST) -> dict[str, set[int | None]]:
+    constants: dict[str, set[int | None]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign) and node.value is not None:
+            targets, value = [node.target], node.value
+        else:
+            continue
+        plain = not isinstance(node, ast.AugAssign) and isinstance(value, ast.Constant)
+        for target in targets:
+            name = _last_name(target)
+            if name:
+                constants.setdefault(name, set()).add(value.value if plain else None)
+    return constants
+
+
+def _last_name(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.attr if isinstance(node, ast.Attribute) else None
+
+
+def _constant(node: ast.AST, constants: Mapping[str, set[int | None]]) -> int | None:
+    if isinstance(node, ast.Constant):
+        values = {node.value}
+    else:
+        values = constants.get(_last_name(node) or "", set())
+    value = next(iter(values)) if len(values) == 1 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _config(
+    path: Path, fmt: str, sizes: Mapping[str, int], heads: int, max_seq_len: int
+) -> GPTConfig:
+    try:
+        return GPTConfig.of_family(
+            fmt,
+            vocab_size=sizes["V"],
+            lm_head_rows=sizes["R"],
+            num_layers=sizes["L"],
+            num_heads=heads,
+            model_dim=sizes["D"],
+            max_seq_len=max_seq_len,
+            attention_layers=tuple(i for i in range(sizes["L"]) if i != sizes["no_attention"]),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: of format {fmt}, but {error}") from error
+
+
+def _check_scalars(path: Path, fmt: str, config: GPTConfig, scalars: Tensor) -> dict:
+    """Compare the scalars that no block reads with their initial values; training never moves
+    them, so they tell the family. Raises CheckpointError where they contradict the keys."""
+    needed = SCALARS_PER_LAYER * config.num_layers
+    if scalars.numel() < needed:
+        raise CheckpointError(
+            f"{path}: {scalars.numel()} scalars, expected at least {needed} for "
+            f"{config.num_layers} layers; save the whole model of the pretraining script"
+        )
+    if not bool((scalars[needed:] == 1).all()):
+        raise CheckpointError(
+            f"{path}: its {scalars.numel()} scalars don't end in a padding of ones after the "
+            f"{needed} of {config.num_layers} layers: a block may be missing; save it again"
+        )
+    initial = initial_scalars(config.num_layers)
+    moved = {int(i) for i in (scalars[:needed].float() != initial).nonzero()}
+    _check_lost_attention(path, config, moved)
+    contradiction = _fingerprint_contradiction(config, moved)
+    if contradiction:
+        raise CheckpointError(
+            f"{path}: its keys are of format {fmt}, but {contradiction}: the file was converted or "
+            "mixed; give the pretraining script's own file"
+        )
+    read_skips = {weight for _, _, weight in config.skips}
+    confirmed = bool(read_skips) and read_skips <= moved
+    return {"moved_scalars": len(moved), "verdict": "confirmed" if confirmed else "not trained"}
+
+
+def _check_lost_attention(path: Path, config: GPTConfig, moved: set[int]) -> None:
+    for layer in set(range(config.num_layers)) - set(config.attention_layers):
+        if moved & {3 * config.num_layers + 2 * layer, 3 * config.num_layers + 2 * layer + 1}:
+            raise CheckpointError(
+                f"{path}: the attention of block {layer} is missing, though its scalars were "
+                "trained; save the whole model of the pretraining script"
+            )
+
+
+def _fingerprint_contradiction(config: GPTConfig, moved: set[int]) -> str | None:
+    """What speaks against `config` in the set of scalars that training moved, if anything."""
+    unread = sorted(moved - _read_scalars(config))
+    if unread:
+        names = _listed(_scalar_name(i, config.num_layers) for i in unread)
+        return f"training moved {names}, which that format never reads"
+    own = {weight for _, _, weight in config.skips}
+    moved_skips = {i for i in moved if i < config.num_layers}
+    for other, facts in FAMILIES.items():
+        theirs = {weight for _, _, weight in facts.skips(config.num_layers)}
+        if other != config.family and moved_skips and moved_skips == theirs != own:
+            return f"training moved just the skip weights of format {other}, {sorted(theirs)}"
+    return None
+
+
+def _read_scalars(config: GPTConfig) -> set[int]:
+    L = config.num_layers
+    skips = {weight for _, _, weight in config.skips}
+    block_lambdas = set(range(L, 3 * L))
+    value_lambdas = {3 * L + 2 * i for i in config.attention_layers}
+    value_embed_lambdas = {3 * L + 2 * i + 1 for i, _ in config.value_embed_layers}
+    return skips | block_lambdas | value_lambdas | value_embed_lambdas
+
+
+def _scalar_name(index: int, num_layers: int) -> str:
+    if index < num_layers:
+        return f"skip_weights[{index}]"
+    index -= num_layers
+    kind = "lambdas" if index < 2 * num_layers else "sa_lambdas"
+    return f"{kind}[{index % (2 * num_layers) // 2},{index % 2}]"
+
+
+def _listed(names: Iterable[object]) -> str:
+    names = [str(name) for name in names]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
+def _count_dtypes(state: Mapping[str, Tensor]) -> Counter:
+    counts: Counter = Counter()
+    for tensor in state.values():
+        counts[tensor.dtype] += tensor.numel()
+    return counts
+
+
+def _plain_number(value: object) -> float | int | None:
+    """A step or loss as the scripts store it: a number, or a tensor of one."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def read_token_shard(path: str | Path) -> np.ndarray:
+    """The tokens of a pretraining shard, mapped from the file.
+
+    Header of 256 int32: magic 20240520, version 1 (uint16 tokens) or 2 (token width in bits at
+    index 3, 0 meaning 32), token count at index 2. Raises CheckpointError for anything else.
+    """
+    path = Path(path)
+    try:
+        header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: can't be read ({error.strerror}); give a token shard"
+        ) from error
+    if len(header) < SHARD_HEADER_INTS or header[0] != SHARD_MAGIC:
+        found = header[0] if len(header) else "an empty file"
+        raise CheckpointError(
+            f"{path}: not a token shard (found {found}, expected magic {SHARD_MAGIC}); "
+            "give a .bin that the pretraining reads"
+        )
+    version, count, bits = int(header[1]), int(header[2]), int(header[3])
+    width = {1: {bits: 16}, 2: {0: 32, 16: 16, 32: 32}}.get(version, {}).get(bits)
+    if width is None:
+        raise CheckpointError(
+            f"{path}: shard of version {version} with tokens of {bits} bits, expected version 1, "
+            "or 2 with 16 or 32 bits"
+        )
+    header_bytes = 4 * SHARD_HEADER_INTS
+    there = (num_bytes - header_bytes) // (width // 8)
+    if count < 2 or there < count:
+        raise CheckpointError(
+            f"{path}: its header says {count} tokens, but {there} are there; copy the file again"
+        )
+    return np.memmap(path, dtype=f"<u{width // 8}", mode="r", offset=header_bytes, shape=(count,))
+
+
+@torch.inference_mode()
+def lm_check(
+    trunk: GPTBatched,
+    tokens: np.ndarray,
+    *,
+    row_length: int,
+    max_rows: int,
+    batch_tokens: int = 4096,
+) -> dict:
+    """Language-model loss of the loaded trunk on the first rows of a shard, each on its own.
+
+    Row r predicts tokens r·T+1 … (r+1)·T from tokens r·T … (r+1)·T-1. Returns the mean loss in
+    nats, the rows and the tokens. Raises CheckpointError for tokens that the model has no row for.
+    """
+    num_rows = min(max_rows, (len(tokens) - 1) // row_length)
+    if num_rows < 1:
+        raise CheckpointError(
+            f"a shard of {len(tokens)} tokens has no row of {row_length}: lower --lm_row_length"
+        )
+    used = torch.from_numpy(tokens[: num_rows * row_length + 1].astype(np.int64))
+    highest = int(used.max())
+    if highest >= trunk.config.vocab_size:
+        raise CheckpointError(
+            f"the shard has token {highest}, but the checkpoint only {trunk.config.vocab_size} "
+            "embedding rows: it was written with another tokenizer"
+        )
+    inputs, targets = (used[i : i + num_rows * row_length].view(num_rows, -1) for i in (0, 1))
+    device, total = trunk.scalars.device, 0.0
+    rows_at_once = max(1, batch_tokens // row_length)
+    for ids, wanted in zip(inputs.split(rows_at_once), targets.split(rows_at_once), strict=True):
+        total += trunk.lm_loss(ids.to(device), wanted.to(device)).item() * len(ids)
+    return {"lm_loss": total / num_rows, "rows": num_rows, "tokens": num_rows * row_length}
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Say what a pretrained checkpoint is.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a path, or a glob for the best of it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--n_head", type=int, help="heads, where the file does not tell")
+    parser.add_argument("--lm_check", metavar="TOKENS.bin", help="measure the loss on this shard")
+    parser.add_argument(
+        "--lm_row_length", type=int, default=1024, help="tokens a row (%(default)s)"
+    )
+    parser.add_argument("--lm_rows", type=int, default=64, help="rows at most (%(default)s)")
+    arguments = parser.parse_args(argv)
+    for name in ("n_head", "lm_row_length", "lm_rows"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} {value}: expected a positive number")
+    return arguments
+
+
+def _report(arguments: argparse.Namespace) -> dict:
+    path = resolve_checkpoint_path(arguments.checkpoint)
+    if arguments.lm_check is None:
+        return inspect_checkpoint(path, num_heads=arguments.n_head)[0]
+    tokens = read_token_shard(arguments.lm_check)
+    trunk, info, _ = load_pretrained_checkpoint(
+        path, num_heads=arguments.n_head, max_seq_len=arguments.lm_row_length
+    )
+    check = lm_check(trunk, tokens, row_length=arguments.lm_row_length, max_rows=arguments.lm_rows)
+    if info["val_loss"] is not None:
+        check["recorded_loss"] = info["val_loss"]
+        check["difference"] = check["lm_loss"] - info["val_loss"]
+        check["verdict"] = lm_verdict(check["difference"])
+    return info | {"lm_check": check}
+
+
+def lm_verdict(difference: float) -> str:
+    """What a difference between measured and recorded loss (nats) says of the load."""
+    if abs(difference) <= LM_LOSS_SAME_ROWS:
+        return "agrees: the load is right"
+    if abs(difference) <= LM_LOSS_OTHER_ROWS:
+        return "near: right, if the recorded loss was measured on other or longer rows"
+    return "differs: wrong load, wrong tokens, or a recorded loss of other data"
+
+
+def _printed(report: dict, indent: str = "") -> Iterator[str]:
+    for key, value in report.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}"
+            yield from _printed(value, indent + "  ")
+        else:
+            shown = "not recorded" if value is None else value
+            yield f"{indent}{key:<{24 - len(indent)}}{shown}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The inspector; returns the exit code: 0, or 2 for a file that can't be used."""
+    arguments = _parse_arguments(argv)
+    try:
+        report = _report(arguments)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report, indent=2) if arguments.json else "\n".join(_printed(report)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
