@@ -404,12 +404,12 @@ def _thing(rng: random.Random, event: Event) -> str:
 
 def render_event(rng: random.Random, event: Event) -> str:
     """`event` as a sentence without its full stop, in a voice and a word order drawn from `rng`."""
-    passive = rng.random() < 0.3
+    passive = rng.random() < 0.2
     plural = event.amount.form in COUNTED_FORMS
     gender = NOUNS[event.noun].gender
     where = event.where and f"{event.where} में"
     phrases = [event.when, where, _doer(event.agent, passive), _thing(rng, event)]
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         rng.shuffle(phrases)
     if event.amount.form == "none":
         phrases.append("नहीं")
@@ -579,7 +579,7 @@ def vary(rng: random.Random, fact: Fact) -> Fact:
 
 def _premise_about(rng: random.Random, fact: Fact) -> Premise:
     facts = [vary(rng, fact)]
-    if rng.random() < 0.4:
+    if rng.random() < 0.2:
         facts.append(vary(rng, fact) if rng.random() < 0.5 else random_fact(rng))
         rng.shuffle(facts)
     return Premise(tuple(facts), hedged=rng.random() < 0.1)
@@ -587,7 +587,9 @@ def _premise_about(rng: random.Random, fact: Fact) -> Premise:
 
 def _is_natural(premise: Premise) -> bool:
     """Whether each of the facts leaves the others open: none is said twice, none clashes."""
-    return all(label_of((one,), other) == "neutral" for one, other in permutations(premise.facts, 2))
+    return all(
+        label_of((one,), other) == "neutral" for one, other in permutations(premise.facts, 2)
+    )
 
 
 def split_of(fact: Fact) -> str:
@@ -711,9 +713,9 @@ def _passage(rng: random.Random) -> str:
     premise = _premise_about(rng, random_fact(rng))
     while not _is_natural(premise) or _is_held_out(premise.facts):
         premise = _premise_about(rng, random_fact(rng))
-    sentences = [_lesson(rng)] if rng.random() < 0.3 else []
+    sentences = [_lesson(rng)] if rng.random() < 0.15 else []
     sentences.append(render_premise(rng, premise))
-    length = rng.randint(len(sentences) + 1, 6)
+    length = rng.randint(len(sentences) + 1, 4)
     while len(sentences) < length:
         sentence = _consequence(rng, premise.certain) if premise.certain else _lesson(rng)
         if sentence and sentence not in sentences:
