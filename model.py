@@ -229,11 +229,20 @@ class Rotary(nn.Module):
         return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
 
 
+def _init_as_the_scripts_do(weight: Tensor) -> None:
+    """Uniform of standard deviation 0.5 / sqrt(inputs); projections back are zero on top of it."""
+    bound = math.sqrt(3) * 0.5 * weight.size(-1) ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
+
+
 class CastedLinear(nn.Linear):
     """A linear layer without bias that computes in its input's dtype."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        _init_as_the_scripts_do(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.type_as(x))
@@ -254,8 +263,8 @@ class TrainingScriptAttention(nn.Module):
         self.norm_values = config.norm_values
         self.qkv_w = nn.Parameter(torch.empty(3, inner_dim, config.model_dim))
         self.c_proj = CastedLinear(inner_dim, config.model_dim)
-        bound = math.sqrt(3) * 0.5 * config.model_dim**-0.5
-        nn.init.uniform_(self.qkv_w, -bound, bound)
+        _init_as_the_scripts_do(self.qkv_w)
+        nn.init.zeros_(self.c_proj.weight)
 
     def forward(
         self,
@@ -288,6 +297,7 @@ class TrainingScriptMLP(nn.Module):
         super().__init__()
         self.c_fc = CastedLinear(config.model_dim, 4 * config.model_dim)
         self.c_proj = CastedLinear(4 * config.model_dim, config.model_dim)
+        nn.init.zeros_(self.c_proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.relu(self.c_fc(x)).square())  # [B, T, D]
@@ -591,6 +601,23 @@ class GPTClassification(nn.Module):
     def dropout_width(self) -> int:
         """Values of one example's dropout mask."""
         return self.head["output"].in_features
+
+    @classmethod
+    def from_saved(cls, config: dict, state: dict[str, Tensor]) -> GPTClassification:
+        """The model of a saved config (`GPTConfig.to_dict`) and state dict, in evaluation mode.
+
+        Raises ValueError or RuntimeError where the two do not fit each other.
+        """
+        prefix = "pretrained_model."
+        trunk_state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+        trunk = GPTBatched.from_state_dict(GPTConfig.from_dict(config), trunk_state)
+        model = cls(trunk, num_classes=len(state["head.output.weight"]))
+        model.load_state_dict(state, strict=True)
+        return model.eval()
 
     def forward(
         self, input_ids: Tensor, lengths: Tensor, dropout_mask: Tensor | None = None

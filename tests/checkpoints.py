@@ -65,6 +65,8 @@ def random_state(
     shapes["lm_head.weight" if fmt == "small" else "lm_head_w"] = (padded, dim)
     state = OrderedDict((name, _weight(name, shape, seed)) for name, shape in shapes.items())
     state["scalars"] = _scalars(fmt, layers, seed, world_size, no_attention)
+    # What Module.state_dict() carries as an attribute, and pickles.
+    state._metadata = OrderedDict({"": {"version": 1}})
     return state
 
 

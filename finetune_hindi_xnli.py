@@ -1,0 +1,810 @@
+"""Fine-tune a pretrained checkpoint of the modded-nanogpt line on Hindi XNLI.
+
+    python finetune_hindi_xnli.py --dataset hindi_xnli \\
+        --pretrained_ckpt_path 'runs/*/best_state_*.pt' --tokenizer_name tokenizer.json
+
+`main` is the table of contents of a run. Exit codes: 0 done, 1 training failed, 2 what was asked
+can't be done (said in lines that begin with "error:").
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+import demo_grammar
+from evaluation import METRICS, classification_metrics, is_better, predict_logits
+from load_checkpoint_helper import (
+    FINE_TUNED_KIND,
+    CheckpointError,
+    check_flags_against_file,
+    config_of,
+    inspect_checkpoint,
+    lm_self_check,
+    load_pretrained_checkpoint,
+    resolve_checkpoint_path,
+)
+from model import GPTBatched, GPTClassification
+from training import (
+    SCHEDULES,
+    Progress,
+    Recipe,
+    TrainingError,
+    autocast,
+    balanced_class_weights,
+    configure_optimizers,
+    fine_tune,
+    save_atomically,
+    save_checkpoint,
+    save_json,
+    steps_per_epoch,
+)
+from xnli_data import (
+    SPLITS,
+    TEMPLATES,
+    DataError,
+    DataRequest,
+    EncodedDataset,
+    EncodedSplit,
+    PairEncoding,
+    collate,
+    cuts_vowel_signs,
+    groups_of_like_length,
+    load_encoded,
+    load_pair_encoding,
+    pair_encoding,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
+SELF_CHECK_TEXTS = 256
+PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One line of the command line: `kind` is int, float, str or bool; `count` as argparse's
+    nargs; `low` and `high` are inclusive bounds, `above` an exclusive one."""
+
+    name: str
+    kind: type
+    default: object
+    help: str
+    choices: tuple[str, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    count: int | str | None = None
+
+
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "data": (
+        Flag(
+            "dataset",
+            str,
+            "hindi_xnli",
+            "hindi_xnli, xnli_LANG, demo, a folder (train|validation|test as jsonl, csv, tsv or "
+            "parquet; save_to_disk; a copy of a Hub repository), or a name on the Hub",
+        ),
+        Flag("dataset_config", str, None, "configuration of a Hub dataset"),
+        Flag("data_dir", str, None, "folder that holds the dataset, or a copy of its repository"),
+        Flag(
+            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
+        ),
+        Flag("label_column", str, "label", "column of the label"),
+        Flag("num_classes", int, None, "classes, checked against the data", low=2),
+        Flag("template", str, "documents", "what a pair becomes", choices=tuple(TEMPLATES)),
+        Flag("block_size", int, 1024, "tokens of a row at most; premises are cut", low=8),
+        Flag("max_train_examples", int, None, "a seeded draw of so many", low=1),
+        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
+    ),
+    "checkpoint and tokenizer": (
+        Flag(
+            "pretrained_ckpt_path",
+            str,
+            None,
+            "paths or globs; the lowest _val in the name wins, else the highest step",
+            count="+",
+        ),
+        Flag("tokenizer_name", str, None, "path, or a name in --tokenizer_dir"),
+        Flag("tokenizer_dir", str, None, "folder of tokenizers"),
+        Flag("n_layer", int, None, "detected; checked where given", low=1),
+        Flag("n_head", int, None, "detected; needed only where the file does not tell", low=1),
+        Flag("n_embd", int, None, "detected; checked where given", low=1),
+        Flag("vocab_size", int, None, "detected; checked where given", low=1),
+        Flag("random_init", bool, False, "baseline: the checkpoint's network with random weights"),
+    ),
+    "recipe": (
+        Flag("batch_size", int, 16, "examples of a micro-batch", low=1),
+        Flag("gradient_accumulation_steps", int, 4, "micro-batches of a step", low=1),
+        Flag("num_epochs", float, 3.0, "passes over the training data", above=0),
+        Flag("max_steps", int, None, "steps at most, instead of --num_epochs", low=1),
+        Flag("learning_rate", float, 1e-4, "peak rate", above=0),
+        Flag("backbone_lr_scale", float, 1.0, "the trunk's share of the rate", low=0),
+        Flag("weight_decay", float, 0.01, "on matrices, not on embeddings", low=0),
+        Flag("warmup_ratio", float, 0.1, "share of the steps", low=0, high=1),
+        Flag("lr_schedule", str, "linear", "decay to a tenth of the rate", choices=SCHEDULES),
+        Flag("grad_clip", float, 1.0, "largest gradient norm; 0 clips nothing", low=0),
+        Flag("dropout", float, 0.1, "in the head", low=0, high=0.99),
+        Flag("class_weights", str, "none", "of the loss", choices=("none", "balanced")),
+        Flag("label_smoothing", float, 0.0, "of the loss", low=0, high=0.99),
+        Flag("freeze_backbone", bool, False, "train the head alone (a probe)"),
+        Flag("seed", int, 0, "of head, order and dropout", low=0),
+    ),
+    "evaluation": (
+        Flag("eval_interval", int, None, "steps; default four times an epoch", low=1),
+        Flag("best_metric", str, "accuracy", "that picks the checkpoint", choices=METRICS),
+        Flag("early_stopping", int, 0, "evaluations without a better one; 0 never", low=0),
+    ),
+    "machine": (
+        Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
+        Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
+    ),
+    "run": (
+        Flag("out_dir", str, "out", "folder of everything a run leaves"),
+        Flag("prepare_only", bool, False, "fetch and tokenise, where there is network; then stop"),
+        Flag("eval_only", bool, False, "score the best checkpoint of --out_dir; no training"),
+        Flag("tensorboard", bool, False, "log to OUT_DIR/tensorboard"),
+        Flag("wandb_log", bool, False, "log to Weights & Biases"),
+    ),
+}
+DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
+
+
+class UsageError(ValueError):
+    """What was asked can't be done; one problem a line."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags over YAML over defaults. Raises UsageError with all problems of a command line."""
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    problems = [f"unknown argument {word}; see --help" for word in unknown]
+    if arguments.config is not None:
+        recipe, recipe_problems = _read_recipe(Path(arguments.config))
+        problems += recipe_problems
+        # The recipe's values first, so that what was typed overrides them.
+        typed = sys.argv[1:] if argv is None else list(argv)
+        arguments, _ = parser.parse_known_args(_as_words(recipe) + typed)
+    for group in FLAGS.values():
+        for flag in group:
+            problems += _problems_of(flag, getattr(arguments, flag.name))
+    if problems:
+        raise UsageError(problems)
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Fine-tune a pretrained GPT checkpoint on Hindi XNLI.", allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="YAML", help="a recipe; flags override it")
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            group.add_argument(f"--{flag.name}", **_argparse_options(flag))
+    return parser
+
+
+def _argparse_options(flag: Flag) -> dict[str, object]:
+    default = " ".join(flag.default) if isinstance(flag.default, list) else flag.default
+    options = {"default": flag.default, "help": f"{flag.help} (default: {default})"}
+    if flag.kind is bool:
+        return options | {"action": argparse.BooleanOptionalAction}
+    metavar = "|".join(flag.choices) if flag.choices else flag.kind.__name__.upper()
+    return options | {"type": _lenient(flag.kind), "metavar": metavar, "nargs": flag.count}
+
+
+def _lenient(kind: type) -> Callable[[str], object]:
+    """A wrong number stays a string, so that it is reported with all other problems."""
+
+    def convert(text: str) -> object:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return convert
+
+
+def _read_recipe(path: Path) -> tuple[dict, list[str]]:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        return {}, [f"--config {path}: can't be read ({reason})"]
+    if not isinstance(recipe, dict):
+        return {}, [f"--config {path}: expected a mapping of flags to values"]
+    unknown = [str(key) for key in recipe if key not in DEFAULTS]
+    problems = [f"--config {path}: unknown key {key}; keys are the flags" for key in unknown]
+    return {key: value for key, value in recipe.items() if key in DEFAULTS}, problems
+
+
+def _as_words(recipe: dict) -> list[str]:
+    words = []
+    for key, value in recipe.items():
+        if isinstance(value, bool):
+            words.append(f"--{key}" if value else f"--no-{key}")
+        elif value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{key}", *map(str, values)]
+    return words
+
+
+def _problems_of(flag: Flag, value: object) -> list[str]:
+    if value is None or flag.kind is bool:
+        return []
+    said = f"--{flag.name} {value}"
+    if flag.choices is not None:
+        return [] if value in flag.choices else [f"{said}: expected {' or '.join(flag.choices)}"]
+    if flag.kind is str:
+        return []
+    if not isinstance(value, int | float):
+        expected = {int: "a whole number", float: "a number"}[flag.kind]
+        return [f"{said}: expected {expected}"]
+    if not np.isfinite(value):
+        return [f"{said}: expected a finite number"]
+    bounds = [
+        (flag.low, "at least", lambda bound: value >= bound),
+        (flag.high, "at most", lambda bound: value <= bound),
+        (flag.above, "more than", lambda bound: value > bound),
+    ]
+    return [
+        f"{said}: expected {words} {bound}"
+        for bound, words, holds in bounds
+        if bound is not None and not holds(bound)
+    ]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, read and checked before any long work."""
+
+    encoding: PairEncoding
+    device: torch.device
+    dtype: torch.dtype
+    info: dict | None  # None with --prepare_only and no checkpoint
+    saved: dict | None  # the fine-tuned checkpoint, with --eval_only
+
+
+def check_inputs(args: argparse.Namespace) -> Inputs:
+    """Everything that can be found wrong without reading the data; UsageError with all of it."""
+    problems: list[str] = []
+
+    def attempt(action: Callable[[], object]) -> object:
+        try:
+            return action()
+        except UsageError as error:
+            problems.extend(error.problems)
+        except (CheckpointError, DataError) as error:
+            problems.append(str(error))
+        return None
+
+    device = attempt(lambda: _device(args))
+    attempt(lambda: _check_loggers(args))
+    attempt(lambda: _check_out_dir(args))
+    saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
+    info = None if args.eval_only else attempt(lambda: _inspect_for(args))
+    encoding = attempt(lambda: _encoding_for(args, saved)) if saved or not args.eval_only else None
+    if encoding is not None and info is not None and encoding.num_tokens > info["vocab_size"]:
+        problems.append(
+            f"--tokenizer_name {args.tokenizer_name}: {encoding.num_tokens} tokens, but "
+            f"{info['file']} has {info['vocab_size']} embedding rows: not the tokenizer it was "
+            "pretrained with"
+        )
+    if problems:
+        raise UsageError(problems)
+    return Inputs(encoding, device, _dtype(args, device), info, saved)
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    if args.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise UsageError([f"--device {args.device}: expected cpu, cuda or cuda:N"]) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError([f"--device {args.device}: expected cpu, cuda or cuda:N"])
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            [
+                f"--device {args.device}: no CUDA device here; ask the scheduler for a GPU, "
+                "or say --device cpu"
+            ]
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError([f"--device {args.device}: only {torch.cuda.device_count()} here"])
+    return device
+
+
+def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    return DTYPES[name]
+
+
+def _check_loggers(args: argparse.Namespace) -> None:
+    needed = {"tensorboard": args.tensorboard, "wandb": args.wandb_log}
+    missing = [name for name, on in needed.items() if on and not importlib.util.find_spec(name)]
+    if missing:
+        raise UsageError([f"{name} is not installed: pip install {name}" for name in missing])
+
+
+def _check_out_dir(args: argparse.Namespace) -> None:
+    out_dir = Path(args.out_dir)
+    if args.prepare_only:
+        return
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError([f"--out_dir {out_dir}: can't be made ({error.strerror})"]) from error
+    if not os.access(out_dir, os.W_OK):
+        raise UsageError([f"--out_dir {out_dir}: not writable"])
+
+
+def _inspect_for(args: argparse.Namespace) -> dict | None:
+    if args.pretrained_ckpt_path is None:
+        if args.prepare_only:
+            return None
+        raise UsageError(["--pretrained_ckpt_path is needed: a path or a glob of checkpoints"])
+    path = resolve_checkpoint_path(args.pretrained_ckpt_path)
+    info, _ = inspect_checkpoint(path, num_heads=args.n_head, max_seq_len=args.block_size)
+    flags = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    problems = check_flags_against_file(info, **flags)
+    if problems:
+        raise UsageError(problems)
+    return info
+
+
+def _encoding_for(args: argparse.Namespace, saved: dict | None) -> PairEncoding:
+    if saved is not None:
+        return pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
+    if args.tokenizer_name is None:
+        raise UsageError(["--tokenizer_name is needed: the tokenizer.json of the pretraining"])
+    return load_pair_encoding(
+        args.tokenizer_name,
+        tokenizer_dir=args.tokenizer_dir,
+        template=args.template,
+        block_size=args.block_size,
+    )
+
+
+def _read_fine_tuned(args: argparse.Namespace) -> dict:
+    path = fine_tuned_path(args)
+    if not path.exists():
+        raise UsageError([f"--eval_only: no {path}; fine-tune first, or correct --out_dir"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError([f"{path}: can't be loaded ({reason})"]) from error
+    if not isinstance(saved, dict) or saved.get("kind") != FINE_TUNED_KIND:
+        raise UsageError([f"{path}: not a fine-tuned checkpoint of this project"])
+    return saved
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """NAME of the files in --out_dir: the dataset's name, or the last part of its path."""
+    return (
+        Path(args.dataset).resolve().name
+        if Path(args.dataset).is_dir()
+        else Path(args.dataset).name
+    )
+
+
+def fine_tuned_path(args: argparse.Namespace) -> Path:
+    """Where the best model of a run is."""
+    return Path(args.out_dir) / f"{run_name(args)}-ckpt.pt"
+
+
+def load_data(args: argparse.Namespace, inputs: Inputs) -> EncodedDataset:
+    """The encoded splits that this run needs, with what was counted printed."""
+    splits = tuple(split for split in SPLITS if split != "train") if args.eval_only else SPLITS
+    request = DataRequest(
+        dataset=args.dataset,
+        dataset_config=args.dataset_config,
+        data_dir=args.data_dir,
+        text_columns=tuple(args.text_column),
+        label_column=args.label_column,
+        num_classes=args.num_classes,
+        splits=splits,
+    )
+    data = load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
+    if inputs.saved is not None and list(data.classes) != list(inputs.saved["classes"]):
+        raise DataError(
+            f"--dataset {args.dataset} has the classes {', '.join(data.classes)}, but the model "
+            f"was trained on {', '.join(inputs.saved['classes'])}"
+        )
+    _print_data(data, inputs.encoding)
+    return data
+
+
+def _print_data(data: EncodedDataset, encoding: PairEncoding) -> None:
+    print(f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(data.classes))}")
+    for split, counted in data.statistics.items():
+        print(
+            f"{split}: {counted['rows']} pairs, {counted['tokens_per_pair']:.1f} tokens a pair "
+            f"(longest {counted['longest_pair']}), {counted['tokens_per_word']:.2f} tokens a word, "
+            f"{counted['cut_premises']} premises cut at --block_size {encoding.block_size}"
+        )
+    if cuts_vowel_signs(encoding.tokenizer):
+        print(
+            "note: this tokenizer cuts Devanagari words at their vowel signs (the default "
+            "byte-level pattern), which about doubles the tokens and the cost"
+        )
+
+
+def load_pretrained_model(
+    args: argparse.Namespace, model: GPTClassification
+) -> tuple[GPTClassification, torch.optim.Optimizer, torch.amp.GradScaler]:
+    """Set `model.pretrained_model` to the checkpoint's trunk, on the device of the run.
+
+    Flags that `args` lacks have their defaults. Raises CheckpointError for a file that can't be
+    used and UsageError for a flag that contradicts it.
+    """
+    args = argparse.Namespace(**(DEFAULTS | vars(args)))
+    device = _device(args)
+    path = resolve_checkpoint_path(args.pretrained_ckpt_path)
+    trunk, info, _ = load_pretrained_checkpoint(
+        path, device, num_heads=args.n_head, max_seq_len=args.block_size
+    )
+    flags = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    problems = check_flags_against_file(info, **flags)
+    if problems:
+        raise UsageError(problems)
+    if args.random_init:
+        torch.manual_seed(args.seed)
+        trunk = GPTBatched(config_of(info)).to(device)
+    model.pretrained_model = trunk.requires_grad_(not args.freeze_backbone)
+    model.to(device)
+    optimizer = configure_optimizers(
+        device.type,
+        model,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        backbone_lr_scale=args.backbone_lr_scale,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=_dtype(args, device) is torch.float16)
+    return model, optimizer, scaler
+
+
+def build_model(args: argparse.Namespace, info: dict, num_classes: int) -> GPTClassification:
+    """A classifier whose head is drawn from the seed, its trunk still without weights."""
+    with torch.device("meta"):
+        trunk = GPTBatched(config_of(info))
+    torch.manual_seed(args.seed)
+    return GPTClassification(trunk, num_classes)
+
+
+def self_check(
+    model: GPTClassification, train: EncodedSplit, encoding: PairEncoding
+) -> dict | None:
+    """Print how likely the trunk finds the fine-tuning texts, and warn where it looks wrong."""
+    trunk = model.pretrained_model
+    if trunk.lm_head_weight is None:
+        print("self-check: left out, a random trunk has no language model")
+        return None
+    picked = np.linspace(0, len(train) - 1, num=min(SELF_CHECK_TEXTS, len(train)), dtype=int)
+    start = np.array([encoding.end_of_text])
+    texts = [np.concatenate([start, train.premise(i)]) for i in dict.fromkeys(picked.tolist())]
+    check = lm_self_check(trunk, [text[: trunk.config.max_seq_len] for text in texts])
+    print(
+        f"self-check: language-model loss {check['lm_loss']:.3f} nats a token on the premises, "
+        f"{check['shuffled_loss']:.3f} with their tokens shuffled"
+    )
+    if check["suspicious"]:
+        print(
+            "warning: the trunk hardly tells the texts from shuffled ones: the tokenizer is "
+            "probably not the one of the pretraining, or the checkpoint is wrong"
+        )
+    # Only this check needs the head: it is neither trained nor saved.
+    trunk.lm_head_weight = None
+    return check
+
+
+def pick_training_examples(args: argparse.Namespace, train: EncodedSplit) -> np.ndarray:
+    """Positions of the examples to train on: all, or a seeded draw of --max_train_examples."""
+    if args.max_train_examples is None or args.max_train_examples >= len(train):
+        return np.arange(len(train))
+    drawn = np.random.default_rng([args.seed, len(train)]).permutation(len(train))
+    return np.sort(drawn[: args.max_train_examples])
+
+
+def make_recipe(
+    args: argparse.Namespace, labels: np.ndarray, num_classes: int, dtype: torch.dtype
+) -> Recipe:
+    """The flags as a recipe; raises UsageError where a drawn subset lacks a class."""
+    missing = np.bincount(labels, minlength=num_classes) == 0
+    if missing.any():
+        raise UsageError(
+            [f"--max_train_examples {args.max_train_examples}: no example of a class; raise it"]
+        )
+    examples_per_step = args.batch_size * args.gradient_accumulation_steps
+    epoch_steps = steps_per_epoch(len(labels), examples_per_step)
+    num_steps = args.max_steps or max(1, round(args.num_epochs * epoch_steps))
+    balanced = args.class_weights == "balanced"
+    return Recipe(
+        examples_per_step=examples_per_step,
+        num_steps=num_steps,
+        eval_interval=args.eval_interval or max(1, epoch_steps // 4),
+        learning_rate=args.learning_rate,
+        warmup_ratio=args.warmup_ratio,
+        lr_schedule=args.lr_schedule,
+        grad_clip=args.grad_clip,
+        dropout=args.dropout,
+        label_smoothing=args.label_smoothing,
+        class_weights=balanced_class_weights(labels, num_classes) if balanced else None,
+        early_stopping=args.early_stopping,
+        seed=args.seed,
+        dtype=dtype,
+    )
+
+
+def evaluate_split(
+    model: GPTClassification,
+    split: EncodedSplit,
+    classes: Sequence[str],
+    dtype: torch.dtype,
+    batch_size: int,
+    max_batches: int | None = None,
+) -> dict:
+    """Metrics on a whole split, or on its first batches of the longest rows."""
+    device = next(model.parameters()).device
+    groups = groups_of_like_length(split.lengths, batch_size)[:max_batches]
+    rows = np.concatenate(groups)
+    model.eval()
+
+    def batches() -> object:
+        first = 0
+        for group in groups:
+            input_ids, lengths, _ = collate(split, group)
+            yield np.arange(first, first + len(group)), input_ids, lengths
+            first += len(group)
+
+    def predict(input_ids: Tensor, lengths: Tensor) -> Tensor:
+        with autocast(device.type, dtype):
+            return model(input_ids.to(device), lengths.to(device))
+
+    logits = predict_logits(predict, batches(), len(rows), len(classes))
+    return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
+
+
+def write_config(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> dict:
+    """config.yaml: every flag, the versions, and hashes of what went in; returns it."""
+    info = inputs.info or {}
+    run = {
+        "flags": {key: value for key, value in vars(args).items() if key != "config"},
+        "command": sys.argv,
+        "device": _device_name(inputs.device),
+        "dtype": str(inputs.dtype).removeprefix("torch."),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "data": {"content_sha256": data.content_hash, "classes": list(data.classes)},
+        "tokenizer": {"sha256": inputs.encoding.tokenizer_hash},
+        "checkpoint": info,
+    }
+    text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
+    path = Path(args.out_dir) / "config.yaml"
+    save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return run
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+class Records:
+    """What a run leaves while it trains: the best checkpoint, metrics.jsonl, and the loggers."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        inputs: Inputs,
+        data: EncodedDataset,
+        model: GPTClassification,
+    ):
+        self.model = model
+        self.checkpoint_path = fine_tuned_path(args)
+        self.metrics_path = Path(args.out_dir) / "metrics.jsonl"
+        self.metrics_path.write_text("")
+        self.fixed = {
+            "kind": FINE_TUNED_KIND,
+            "config": model.pretrained_model.config.to_dict(),
+            "classes": list(data.classes),
+            "tokenizer": inputs.encoding.tokenizer.to_str(),
+            "template": inputs.encoding.template,
+            "block_size": inputs.encoding.block_size,
+            "pretrained": {"file": inputs.info["file"], "step": inputs.info["step"]},
+        }
+        self.loggers = _open_loggers(args)
+
+    def save_best(self, progress: Progress, metrics: dict) -> None:
+        """The best model so far, with everything that using it needs."""
+        content = {"model": self.model.state_dict(), "step": progress.step, "metrics": metrics}
+        save_checkpoint(self.checkpoint_path, self.fixed | content)
+
+    def add_line(self, progress: Progress, line: dict) -> None:
+        """One evaluation: a line of metrics.jsonl, and the loggers' scalars."""
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        scalars = {key: value for key, value in line.items() if isinstance(value, int | float)}
+        scalars |= {f"validation/{name}": line["validation"][name] for name in METRICS}
+        for log in self.loggers:
+            log(scalars, progress.step)
+
+
+def _open_loggers(args: argparse.Namespace) -> list[Callable[[dict, int], None]]:
+    loggers = []
+    if args.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(Path(args.out_dir) / "tensorboard"))
+
+        def to_tensorboard(scalars: dict, step: int) -> None:
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        loggers.append(to_tensorboard)
+    if args.wandb_log:
+        import wandb
+
+        run = wandb.init(project="hindi-xnli", dir=args.out_dir, config=vars(args))
+        loggers.append(lambda scalars, step: run.log(scalars, step=step))
+    return loggers
+
+
+def train(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    data: EncodedDataset,
+    model: GPTClassification,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Fine-tune and keep the best checkpoint by --best_metric on the whole validation split."""
+    split, validation = data.splits["train"], data.splits["validation"]
+    chosen = pick_training_examples(args, split)
+    recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype)
+    records = Records(args, inputs, data, model)
+
+    def evaluate(max_batches: int | None = None) -> dict:
+        return evaluate_split(
+            model, validation, data.classes, inputs.dtype, args.batch_size, max_batches
+        )
+
+    evaluate(max_batches=2)
+    print(
+        f"training on {len(chosen)} pairs: {recipe.num_steps} steps of "
+        f"{recipe.examples_per_step}, validation every {recipe.eval_interval}"
+    )
+    return fine_tune(
+        model,
+        optimizer,
+        scaler,
+        recipe,
+        lengths=split.lengths[chosen],
+        get_batch=lambda positions: collate(split, chosen[positions]),
+        cut_step=lambda lengths: groups_of_like_length(lengths, args.batch_size),
+        evaluate=evaluate,
+        is_better=lambda new, best: is_better(
+            args.best_metric, new[args.best_metric], best and best[args.best_metric]
+        ),
+        on_evaluation=records.add_line,
+        on_best=records.save_best,
+    )
+
+
+def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> dict[str, dict]:
+    """Validation and test metrics of the saved best checkpoint."""
+    saved = inputs.saved or _read_fine_tuned(args)
+    model = GPTClassification.from_saved(saved["config"], saved["model"]).to(inputs.device)
+    scores = {
+        split: evaluate_split(
+            model, data.splits[split], data.classes, inputs.dtype, args.batch_size
+        )
+        for split in ("validation", "test")
+    }
+    for split, metrics in scores.items():
+        majority = np.bincount(data.splits[split].labels).max() / len(data.splits[split])
+        metrics["majority_accuracy"] = float(majority)
+        print(
+            f"{split}: accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, "
+            f"loss {metrics['loss']:.4f} (majority class {majority:.4f})"
+        )
+    return scores
+
+
+def write_results(
+    args: argparse.Namespace, scores: dict[str, dict], progress: Progress, check: dict | None
+) -> None:
+    """results.json of a finished training run."""
+    results = {
+        **scores,
+        "best_metric": args.best_metric,
+        "best_step": progress.best_step,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "examples": progress.examples,
+        "examples_per_second": progress.examples_per_second,
+        "train_seconds": progress.train_seconds,
+        "seed": args.seed,
+        "self_check": check,
+    }
+    save_json(Path(args.out_dir) / "results.json", results)
+
+
+def run(args: argparse.Namespace) -> None:
+    """One run, from checked inputs to results.json."""
+    inputs = check_inputs(args)
+    if inputs.info is not None:
+        info = inputs.info
+        print(
+            f"checkpoint: {info['file']} ({info['checkpoint_format']}, {info['num_layers']} layers, "
+            f"{info['num_heads']} heads, width {info['model_dim']}, {info['vocab_size']} rows)"
+        )
+    if args.vocab_size is not None:
+        print("note: --vocab_size is no longer needed, the file tells")
+    data = load_data(args, inputs)
+    if args.prepare_only:
+        print(f"prepared in {args.cache_dir}")
+        return
+    if args.eval_only:
+        scores = score_best(args, inputs, data)
+        save_json(Path(args.out_dir) / "results.json", _earlier_results(args) | scores)
+        return
+    write_config(args, inputs, data)
+    model = build_model(args, inputs.info, len(data.classes))
+    model, optimizer, scaler = load_pretrained_model(args, model)
+    check = self_check(model, data.splits["train"], inputs.encoding)
+    progress = train(args, inputs, data, model, optimizer, scaler)
+    del model, optimizer
+    scores = score_best(args, inputs, data)
+    write_results(args, scores, progress, check)
+
+
+def _earlier_results(args: argparse.Namespace) -> dict:
+    path = Path(args.out_dir) / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    started = time.perf_counter()
+    try:
+        run(parse_arguments(argv))
+    except UsageError as error:
+        problems = error.problems
+    except (CheckpointError, DataError) as error:
+        problems = [str(error)]
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    else:
+        print(f"done in {time.perf_counter() - started:.0f} s")
+        return 0
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,898 @@
+"""Premise-hypothesis pairs: from the Hub or local files to token ids in a memory-mapped cache.
+
+Rows are read by the `datasets` library and checked before anything is done with them; labels are
+matched by name. A pair becomes one row of tokens by a template. Tokenising happens once: the
+cache is keyed by the content of the data, the tokenizer and everything else that shapes the ids.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+SPLITS = ("train", "validation", "test")
+NLI_CLASSES = ("entailment", "neutral", "contradiction")
+LABEL_ALIASES = {"contradictory": "contradiction"}
+HUB_XNLI = "facebook/xnli"
+XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
+TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
+END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
+CACHE_VERSION = 1
+ENCODE_CHUNK = 8192
+MAX_LISTED = 5
+
+# What stands around the two texts; pretraining put the end-of-text token before every document.
+TEMPLATES = {
+    "documents": ("end_of_text", "premise", "end_of_text", "hypothesis", "end_of_text"),
+    "group": ("premise", "end_of_text", "hypothesis"),
+}
+
+BuiltinDataset = Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]
+
+
+class DataError(ValueError):
+    """Data or tokenizer can't be used; the message says where, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Which rows a user asked for."""
+
+    dataset: str
+    dataset_config: str | None = None
+    data_dir: str | None = None
+    text_columns: tuple[str, str] = ("premise", "hypothesis")
+    label_column: str = "label"
+    num_classes: int | None = None
+    splits: tuple[str, ...] = SPLITS
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        return (*self.text_columns, self.label_column)
+
+
+@dataclass(frozen=True)
+class PairEncoding:
+    """How two texts become one row of token ids."""
+
+    tokenizer: Tokenizer
+    tokenizer_hash: str
+    end_of_text: int
+    template: str
+    block_size: int
+
+    @property
+    def num_special_tokens(self) -> int:
+        return sum(part == "end_of_text" for part in TEMPLATES[self.template])
+
+    @property
+    def num_tokens(self) -> int:
+        """One more than the highest id: the embedding rows that the tokenizer needs."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """The rows of one split as text, with label ids."""
+
+    premises: list[str]
+    hypotheses: list[str]
+    labels: np.ndarray  # [N] int64
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The rows of one split as token ids, mapped from the cache."""
+
+    tokens: np.ndarray  # [sum of lengths], all rows one after the other
+    offsets: np.ndarray  # [N + 1] int64, where the rows begin
+    premise_spans: np.ndarray  # [N, 2] int32, first token of the premise in its row, and its length
+    labels: np.ndarray  # [N] int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] tokens of every row, its special tokens included."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> np.ndarray:
+        """The token ids of one row."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def premise(self, index: int) -> np.ndarray:
+        """The token ids of one row's premise."""
+        start, length = self.premise_spans[index]
+        return self.row(index)[start : start + length]
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """All splits asked for, the classes in label order, and what was counted while encoding."""
+
+    splits: dict[str, EncodedSplit]
+    classes: tuple[str, ...]
+    statistics: dict[str, dict]
+    content_hash: str
+
+
+def load_encoded(
+    request: DataRequest,
+    encoding: PairEncoding,
+    cache_dir: str | Path,
+    builtin: Mapping[str, BuiltinDataset] | None = None,
+) -> EncodedDataset:
+    """The rows asked for as token ids, from the cache or tokenised now.
+
+    `builtin` maps a dataset's name to a function that makes its splits.
+    Raises DataError for rows, labels, splits or texts that can't be used.
+    """
+    source = _find_source(request, Path(cache_dir), builtin or {})
+    key = _cache_key(source.content_hash, request, encoding)
+    folder = Path(cache_dir) / f"encoded-{key}"
+    cached = _read_cache(folder)
+    if cached is None:
+        texts, classes = _checked_texts(source, request)
+        _write_cache(folder, texts, classes, encoding, source.content_hash)
+        cached = _read_cache(folder)
+        assert cached is not None, "a cache just written is whole"
+    return cached
+
+
+def load_texts(
+    request: DataRequest, cache_dir: str | Path, builtin: Mapping[str, BuiltinDataset] | None = None
+) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
+    """The rows asked for as text, with their classes; the checks are those of `load_encoded`."""
+    source = _find_source(request, Path(cache_dir), builtin or {})
+    return _checked_texts(source, request)
+
+
+def load_pair_encoding(
+    tokenizer_name: str,
+    *,
+    tokenizer_dir: str | None = None,
+    template: str = "documents",
+    block_size: int = 1024,
+) -> PairEncoding:
+    """The tokenizer of a path, or of a name in `tokenizer_dir`, ready to encode pairs.
+
+    What the file says of truncation, padding, post-processing and dropout is switched off: the
+    template alone decides what a row is. Raises DataError for a file that is no tokenizer or has
+    no end-of-text token.
+    """
+    path = _find_tokenizer(tokenizer_name, tokenizer_dir)
+    return pair_encoding(path.read_bytes(), template, block_size, name=str(path))
+
+
+def pair_encoding(
+    tokenizer_json: bytes | str, template: str, block_size: int, name: str = "the saved tokenizer"
+) -> PairEncoding:
+    """The same from the text of a tokenizer file; `name` is for the messages."""
+    if isinstance(tokenizer_json, str):
+        tokenizer_json = tokenizer_json.encode()
+    try:
+        parsed = json.loads(tokenizer_json)
+        parsed |= {"truncation": None, "padding": None, "post_processor": None}
+        if isinstance(parsed["model"], dict) and "dropout" in parsed["model"]:
+            parsed["model"]["dropout"] = None
+        tokenizer = Tokenizer.from_str(json.dumps(parsed))
+    # tokenizers raises bare Exception for what its own parser refuses.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{name}: not a tokenizer file ({reason}); give the tokenizer.json of the pretraining"
+        ) from error
+    # A special token spelled out in a text is text: it must not end the premise.
+    tokenizer.encode_special_tokens = True
+    candidates = (tokenizer.token_to_id(token) for token in END_OF_TEXT_TOKENS)
+    end_of_text = next((token for token in candidates if token is not None), None)
+    if end_of_text is None:
+        raise DataError(
+            f"{name}: has none of the end-of-text tokens {' '.join(END_OF_TEXT_TOKENS)}; "
+            "add the one that pretraining put before every document"
+        )
+    digest = hashlib.sha256(tokenizer_json).hexdigest()
+    return PairEncoding(tokenizer, digest, end_of_text, template, block_size)
+
+
+def cuts_vowel_signs(tokenizer: Tokenizer) -> bool:
+    """Whether the pre-tokenizer cuts Devanagari words at their vowel signs, as the default
+    byte-level pattern does: about twice the tokens of one that doesn't."""
+    if tokenizer.pre_tokenizer is None:
+        return False
+    word = "किताबें"
+    return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) > 1
+
+
+def collate(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows padded on the right to the longest: ids [B, T], lengths [B], labels [B], all int64."""
+    rows = [split.row(int(i)) for i in indices]
+    lengths = torch.tensor([len(row) for row in rows])
+    input_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)  # [B, T]
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
+    return input_ids, lengths, torch.from_numpy(split.labels[np.asarray(indices)])
+
+
+def groups_of_like_length(lengths: np.ndarray, max_rows: int) -> list[np.ndarray]:
+    """Positions of `lengths` sorted by length and cut into groups of at most `max_rows`, the
+    longest first."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i : i + max_rows] for i in range(0, len(order), max_rows)]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Rows that can be loaded, and a hash of their content that is cheaper than loading them."""
+
+    name: str
+    content_hash: str
+    load: Callable[[], Mapping[str, object]]  # split -> datasets.Dataset
+
+
+def _find_source(
+    request: DataRequest, cache_dir: Path, builtin: Mapping[str, BuiltinDataset]
+) -> _Source:
+    if request.dataset in builtin:
+        return _builtin_source(request.dataset, builtin[request.dataset])
+    name, config = _hub_name(request)
+    folder = _local_folder(request)
+    if folder is None:
+        return _hub_source(name, config, request, cache_dir)
+    if (folder / "dataset_dict.json").exists():
+        return _saved_source(folder)
+    if (folder / "state.json").exists() or (folder / "dataset_info.json").exists():
+        raise DataError(
+            f"{folder}: one dataset without splits; save a DatasetDict with {', '.join(SPLITS)}"
+        )
+    if _split_files(folder):
+        return _files_source(folder, request, cache_dir)
+    return _repository_source(folder, config, request, cache_dir)
+
+
+def _hub_name(request: DataRequest) -> tuple[str, str | None]:
+    language = {"hindi_xnli": "hi"}.get(request.dataset)
+    match = re.fullmatch(r"xnli_([a-z]{2})", request.dataset)
+    if match:
+        language = match[1]
+        if language not in XNLI_LANGUAGES:
+            raise DataError(
+                f"--dataset {request.dataset}: XNLI has no language {language}, "
+                f"expected one of {' '.join(XNLI_LANGUAGES)}"
+            )
+    if language:
+        return HUB_XNLI, request.dataset_config or language
+    return request.dataset, request.dataset_config
+
+
+def _local_folder(request: DataRequest) -> Path | None:
+    if request.data_dir is not None:
+        base = Path(request.data_dir)
+        if not base.is_dir():
+            raise DataError(f"--data_dir {base}: no such folder; give one that holds the dataset")
+        inside = base / request.dataset
+        return inside if inside.is_dir() else base
+    folder = Path(request.dataset)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise DataError(
+            f"--dataset {folder}: a file, expected a folder with train, validation and test files"
+        )
+    looks_like_path = request.dataset.startswith((".", "/", "~")) or request.dataset.count("/") > 1
+    if looks_like_path:
+        raise DataError(f"--dataset {folder}: no such folder")
+    return None
+
+
+def _builtin_source(name: str, make: BuiltinDataset) -> _Source:
+    splits = {split: list(rows) for split, rows in make().items()}
+    digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+    def load() -> Mapping[str, object]:
+        datasets = _import_datasets()
+        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+
+    return _Source(name, digest, load)
+
+
+def _saved_source(folder: Path) -> _Source:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def load() -> Mapping[str, object]:
+        with _said_as_data_error(str(folder)):
+            return dict(_import_datasets().load_from_disk(str(folder)))
+
+    return _Source(str(folder), _hash_files(files, folder), load)
+
+
+def _files_source(folder: Path, request: DataRequest, cache_dir: Path) -> _Source:
+    files = {
+        split: paths for split, paths in _split_files(folder).items() if split in request.splits
+    }
+    digest = _hash_files(sorted(path for paths in files.values() for path in paths), folder)
+
+    def load() -> Mapping[str, object]:
+        return {
+            split: _load_file(split, paths, request, cache_dir / f"datasets-{digest[:16]}")
+            for split, paths in files.items()
+        }
+
+    return _Source(str(folder), digest, load)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split: `train.jsonl`, or shards `train-00000-of-00002.parquet`."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(r"(\w+?)(-\d+-of-\d+)?\.(\w+)", path.name)
+        if match and match[1] in SPLITS and match[3] in TEXT_FORMATS and path.is_file():
+            found.setdefault(match[1], []).append(path)
+    for split, paths in found.items():
+        stems = {re.sub(r"-\d+-of-\d+", "-shard", path.name) for path in paths}
+        if len(stems) > 1:
+            names = " and ".join(path.name for path in paths[:2])
+            raise DataError(f"{folder}: {names} are both {split}; keep one of them")
+    return found
+
+
+def _load_file(split: str, paths: list[Path], request: DataRequest, cache_dir: Path) -> object:
+    datasets = _import_datasets()
+    kind = paths[0].suffix.removeprefix(".")
+    options: dict[str, object] = {}
+    plain = None
+    if kind in ("csv", "tsv"):
+        separator = "," if kind == "csv" else "\t"
+        plain = [_read_delimited(path, split, separator, request) for path in paths]
+        names = _header(paths[0], separator)
+        options = {
+            "sep": separator,
+            "features": datasets.Features({name: datasets.Value("string") for name in names}),
+            "na_filter": False,
+            "encoding": "utf-8-sig",
+        }
+    elif kind == "jsonl":
+        plain = [_read_jsonl(path, split, request) for path in paths]
+    builder = {"jsonl": "json", "tsv": "csv"}.get(kind, kind)
+    with _said_as_data_error(str(paths[0])):
+        loaded = datasets.load_dataset(
+            builder,
+            data_files={split: [str(path) for path in paths]},
+            split=split,
+            cache_dir=str(cache_dir),
+            **options,
+        )
+    if plain is not None:
+        _compare_with_plain_reading(loaded, [row for rows in plain for row in rows], paths, request)
+    return loaded
+
+
+def _header(path: Path, separator: str) -> list[str]:
+    with _opened(path) as file:
+        return next(csv.reader(file, delimiter=separator, strict=True), [])
+
+
+def _read_delimited(
+    path: Path, split: str, separator: str, request: DataRequest
+) -> list[tuple[object, ...]]:
+    """The asked-for columns as the csv module reads them, strictly."""
+    rows: list[tuple[object, ...]] = []
+    with _opened(path) as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            header = next(reader, [])
+            places = _places(header, path, request)
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    raise DataError(
+                        f"{path}: {split} row {len(rows) + 1} (line {reader.line_num}) has "
+                        f"{len(fields)} fields, expected the {len(header)} of the header"
+                    )
+                rows.append(tuple(fields[place] for place in places))
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: {split} row {len(rows) + 1} (line {reader.line_num}) has a field that "
+                f"opens with a quote but is not a quoted field ({error}); double the quotes and "
+                "quote the whole field, or write jsonl"
+            ) from error
+    return rows
+
+
+def _places(header: list[str], path: Path, request: DataRequest) -> list[int]:
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: column {repeated[0]} stands twice in the header")
+    _require_columns(header, str(path), request)
+    return [header.index(column) for column in request.columns]
+
+
+def _read_jsonl(path: Path, split: str, request: DataRequest) -> list[tuple[object, ...]]:
+    rows = []
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{path}: {split} line {number} is not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}: {split} line {number} is no object, expected one a line")
+            _require_columns(row, f"{path}, {split} line {number}", request)
+            for column in request.text_columns:
+                if not isinstance(row[column], str):
+                    raise DataError(
+                        f"{path}: {split} row {len(rows) + 1} (line {number}) has "
+                        f"{type(row[column]).__name__} {row[column]!r} in {column}, expected text"
+                    )
+            rows.append(tuple(row[column] for column in request.columns))
+    return rows
+
+
+class _opened:
+    """A text file opened with its line ends kept; what isn't UTF-8 is a DataError."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Iterable[str]:
+        self.file = open(self.path, encoding="utf-8-sig", newline="")
+        return self.file
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self.file.close()
+        if isinstance(error, UnicodeDecodeError):
+            raise DataError(f"{self.path}: not UTF-8 ({error.reason}); convert it") from error
+
+
+def _compare_with_plain_reading(
+    loaded: object, rows: list[tuple[object, ...]], paths: list[Path], request: DataRequest
+) -> None:
+    """A reader that guesses types may turn text into other text; such a file is refused."""
+    columns = [loaded[column] for column in request.text_columns]
+    if len(loaded) != len(rows):
+        raise DataError(
+            f"{paths[0]}: {len(rows)} rows, but datasets reads {len(loaded)}; write it as jsonl"
+        )
+    for number, (row, *texts) in enumerate(zip(rows, *columns, strict=True), start=1):
+        if list(row[:2]) != texts:
+            raise DataError(
+                f"{paths[0]}: row {number} is read as other text by datasets "
+                f"({row[0]!r} as {texts[0]!r}); write it as jsonl"
+            )
+
+
+def _repository_source(
+    folder: Path, config: str | None, request: DataRequest, cache_dir: Path
+) -> _Source:
+    """A folder laid out as a repository of the Hub: a card, and data files by config."""
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and ".git/" not in str(path)
+    )
+    if not any(path.suffix.removeprefix(".") in TEXT_FORMATS for path in files):
+        found = ", ".join(path.name for path in files[:MAX_LISTED]) or "nothing"
+        raise DataError(
+            f"{folder}: no dataset (found {found}); expected train, validation and test as "
+            f"{', '.join(TEXT_FORMATS)}, a save_to_disk folder, or a copy of a Hub repository"
+        )
+    digest = _hash_files(files, folder)
+
+    def load() -> Mapping[str, object]:
+        with _said_as_data_error(str(folder)):
+            return dict(
+                _import_datasets().load_dataset(
+                    str(folder), config, cache_dir=str(cache_dir / f"datasets-{digest[:16]}")
+                )
+            )
+
+    return _Source(str(folder), digest, load)
+
+
+def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> _Source:
+    online = _hub_reachable()
+    datasets = _import_datasets(offline=not online)
+    try:
+        loaded = dict(datasets.load_dataset(name, config))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if online:
+            raise DataError(f"--dataset {request.dataset}: {reason}") from error
+        raise DataError(
+            f"--dataset {request.dataset}: no network, and {name} is not in the cache of datasets; "
+            "run the same command with --prepare_only where there is network (and the same "
+            "HF_HOME), or give a local folder as --dataset"
+        ) from error
+    files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]
+    digest = _hash_files(sorted(files), None)
+    return _Source(f"{name} {config or ''}".strip(), digest, lambda: loaded)
+
+
+def _hub_reachable(timeout_s: float = 3.0) -> bool:
+    """Whether the Hub's host, or the proxy that leads to it, takes a connection."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    url = urlparse(proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        address = (url.hostname, url.port or (80 if url.scheme == "http" else 443))
+        with socket.create_connection(address, timeout=timeout_s):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _import_datasets(offline: bool = True) -> object:
+    """The library, told before its import that there is no network (else it retries for long)."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
+class _said_as_data_error:
+    """Turns what `datasets` raises for unreadable files into a DataError that names them."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        import datasets
+
+        readers_errors = (OSError, ValueError, TypeError, KeyError)
+        if isinstance(error, (*readers_errors, datasets.exceptions.DatasetsError)):
+            reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+            raise DataError(f"{self.name}: datasets can't read it ({reason[0]})") from error
+
+
+def _hash_files(files: Iterable[Path], root: Path | None) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.name if root is None else str(path.relative_to(root))
+        digest.update(name.encode() + b"\0")
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _checked_texts(
+    source: _Source, request: DataRequest
+) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
+    loaded = source.load()
+    _require_splits(loaded, source.name, request)
+    texts, labels = {}, {}
+    for split in request.splits:
+        where = f"{source.name}: {split}"
+        _require_columns(loaded[split].column_names, where, request)
+        texts[split] = [
+            _checked_column(loaded[split][column], column, where) for column in request.text_columns
+        ]
+        labels[split] = _label_names(loaded[split], request.label_column, where)
+    classes = _classes(labels, source.name, request)
+    return {
+        split: TextSplit(
+            *texts[split], _label_ids(labels[split], classes, f"{source.name}: {split}")
+        )
+        for split in request.splits
+    }, classes
+
+
+def _require_splits(loaded: Mapping[str, object], name: str, request: DataRequest) -> None:
+    missing = [split for split in request.splits if split not in loaded]
+    empty = [split for split in request.splits if split in loaded and not len(loaded[split])]
+    if missing:
+        raise DataError(
+            f"{name}: no split {', '.join(missing)} (found {', '.join(loaded) or 'none'}), "
+            f"and this run needs {', '.join(request.splits)}"
+        )
+    if empty:
+        raise DataError(f"{name}: split {', '.join(empty)} is empty, expected at least one row")
+
+
+def _require_columns(found: Iterable[str], where: str, request: DataRequest) -> None:
+    found = list(found)
+    missing = [column for column in request.columns if column not in found]
+    if missing:
+        raise DataError(
+            f"{where}: no column {', '.join(missing)} (found {', '.join(map(str, found))}); "
+            "name the columns with --text_column PREMISE HYPOTHESIS and --label_column"
+        )
+
+
+def _checked_column(values: Iterable[object], column: str, where: str) -> list[str]:
+    """Texts with their line ends dropped; empty and non-string ones are listed in the error."""
+    texts, bad = [], []
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            bad.append(f"row {number} has {type(value).__name__} {value!r}")
+        elif not value.strip():
+            bad.append(f"row {number} is empty")
+        else:
+            texts.append(value.strip("\r\n"))
+    if bad:
+        raise DataError(f"{where}: column {column} must be text, but {_listed(bad)}")
+    return texts
+
+
+def _label_names(rows: object, column: str, where: str) -> list[str | int]:
+    """Labels as names (lower case) or, where the data has only numbers, as numbers."""
+    feature, values = rows.features[column], rows[column]
+    names = getattr(feature, "names", None)
+    labels: list[str | int] = []
+    bad = []
+    for number, value in enumerate(values, start=1):
+        label = _label_name(value, names)
+        if label is None:
+            bad.append(f"row {number} has {value!r}")
+        else:
+            labels.append(label)
+    if bad:
+        raise DataError(f"{where}: column {column} must be a label, but {_listed(bad)}")
+    return labels
+
+
+def _label_name(value: object, names: Sequence[str] | None) -> str | int | None:
+    """One label, or None for what is none: a missing value, -1, an empty string, a float."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        value = value.strip().casefold()
+        if not re.fullmatch(r"-?\d{1,6}", value):
+            return LABEL_ALIASES.get(value, value) or None
+        value = int(value)
+    if not isinstance(value, int) or value < 0:
+        return None
+    if names is None:
+        return value
+    return _label_name(names[value], None) if value < len(names) else None
+
+
+def _classes(
+    labels: Mapping[str, Sequence[str | int]], name: str, request: DataRequest
+) -> tuple[str, ...]:
+    """The classes in the order of their ids, from the labels of train (else of the first split)."""
+    basis = "train" if "train" in labels else request.splits[0]
+    found = set(labels[basis])
+    wanted = request.num_classes
+    if len({type(label) for label in found}) > 1:
+        raise DataError(f"{name}: {basis} has labels that are names and labels that are numbers")
+    if all(isinstance(label, int) for label in found):
+        count = wanted or max(found) + 1
+        if count > 1000:
+            raise DataError(f"{name}: a label {max(found)} in {basis}; expected ids from 0 upwards")
+        classes = NLI_CLASSES if count == 3 else tuple(str(i) for i in range(count))
+        present = {classes[i] for i in found if i < count}
+    else:
+        all_nli = found <= set(NLI_CLASSES) and wanted in (None, len(NLI_CLASSES))
+        classes = NLI_CLASSES if all_nli else tuple(sorted(found))
+        present = found
+    if wanted is not None and len(classes) != wanted:
+        raise DataError(
+            f"--num_classes {wanted}, but {name} has {len(classes)} classes in {basis}: "
+            f"{_listed(classes)}; leave the flag out or correct it"
+        )
+    absent = [label for label in classes if label not in present]
+    if absent and basis == "train":
+        raise DataError(
+            f"{name}: no example of {', '.join(absent)} in train, so it can't be learned; "
+            "add examples, or say --num_classes for a set with fewer classes"
+        )
+    if len(classes) < 2:
+        raise DataError(f"{name}: only one class, {classes[0]}, in {basis}; expected two or more")
+    return classes
+
+
+def _label_ids(labels: Sequence[str | int], classes: Sequence[str], where: str) -> np.ndarray:
+    ids: dict[str | int, int] = {label: i for i, label in enumerate(classes)}
+    ids |= {i: i for i in range(len(classes))}
+    bad = [f"row {n} has {label!r}" for n, label in enumerate(labels, start=1) if label not in ids]
+    if bad:
+        raise DataError(f"{where}: unknown label, expected {', '.join(classes)}; {_listed(bad)}")
+    return np.array([ids[label] for label in labels], dtype=np.int64)
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return ", ".join(items[:MAX_LISTED]) + more
+
+
+def _find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
+    places = [Path(name)]
+    if tokenizer_dir is not None:
+        places += [Path(tokenizer_dir) / name, Path(tokenizer_dir) / f"{name}.json"]
+    for place in places:
+        if place.is_dir():
+            place = place / "tokenizer.json"
+        if place.is_file():
+            return place
+    raise DataError(
+        f"--tokenizer_name {name}: no such file (looked at {', '.join(map(str, places))}); "
+        "give its path, or a name in --tokenizer_dir"
+    )
+
+
+def _cache_key(content_hash: str, request: DataRequest, encoding: PairEncoding) -> str:
+    """Everything that shapes the token ids or the labels."""
+    shaping = {
+        "version": CACHE_VERSION,
+        "content": content_hash,
+        "request": {k: v for k, v in asdict(request).items() if k not in ("dataset", "data_dir")},
+        "tokenizer": encoding.tokenizer_hash,
+        "template": TEMPLATES[encoding.template],
+        "end_of_text": encoding.end_of_text,
+        "block_size": encoding.block_size,
+    }
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:24]
+
+
+_CACHED_ARRAYS = ("tokens", "offsets", "premise_spans", "labels")
+
+
+def _write_cache(
+    folder: Path,
+    texts: Mapping[str, TextSplit],
+    classes: tuple[str, ...],
+    encoding: PairEncoding,
+    content_hash: str,
+) -> None:
+    """Encode and write beside, then rename: a folder with the final name is whole."""
+    partial = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    encoded_texts = _encode_distinct(texts, encoding)
+    statistics, checksums = {}, {}
+    for split, rows in texts.items():
+        arrays, statistics[split] = _encode_split(split, rows, encoded_texts, encoding)
+        for name, array in arrays.items():
+            path = partial / f"{split}.{name}.npy"
+            np.save(path, array)
+            checksums[path.name] = _crc_of_file(path)
+    meta = {
+        "classes": classes,
+        "statistics": statistics,
+        "content_hash": content_hash,
+        "checksums": checksums,
+    }
+    (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Another process finished the same cache first.
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_cache(folder: Path) -> EncodedDataset | None:
+    """The cache in `folder`, or None where it is absent, half-written or damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if any(_crc_of_file(folder / name) != crc for name, crc in meta["checksums"].items()):
+            return None
+        splits = {
+            split: EncodedSplit(
+                *(np.load(folder / f"{split}.{a}.npy", mmap_mode="r") for a in _CACHED_ARRAYS)
+            )
+            for split in meta["statistics"]
+        }
+        classes = tuple(meta["classes"])
+        return EncodedDataset(splits, classes, meta["statistics"], meta["content_hash"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _crc_of_file(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _encode_distinct(
+    texts: Mapping[str, TextSplit], encoding: PairEncoding
+) -> dict[str, np.ndarray]:
+    """Token ids of every distinct text, each encoded once, on all cores."""
+    every = (column for rows in texts.values() for column in (rows.premises, rows.hypotheses))
+    distinct = list(dict.fromkeys(text for column in every for text in column))
+    dtype = np.uint16 if encoding.num_tokens <= 1 << 16 else np.uint32
+    encoded = {}
+    with tqdm(total=len(distinct), desc="tokenising", unit="text", disable=None) as progress:
+        for i in range(0, len(distinct), ENCODE_CHUNK):
+            chunk = distinct[i : i + ENCODE_CHUNK]
+            rows = encoding.tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+            encoded |= {
+                text: np.array(row.ids, dtype=dtype) for text, row in zip(chunk, rows, strict=True)
+            }
+            progress.update(len(chunk))
+    return encoded
+
+
+def _encode_split(
+    split: str, rows: TextSplit, encoded: Mapping[str, np.ndarray], encoding: PairEncoding
+) -> tuple[dict[str, np.ndarray], dict]:
+    space = encoding.block_size - encoding.num_special_tokens
+    pieces: list[np.ndarray] = []
+    lengths, spans = [], []
+    num_cut = num_words = num_text_tokens = 0
+    for number, (premise, hypothesis) in enumerate(
+        zip(rows.premises, rows.hypotheses, strict=True), start=1
+    ):
+        premise_ids, hypothesis_ids = encoded[premise], encoded[hypothesis]
+        _require_tokens(premise_ids, hypothesis_ids, space, f"{split} row {number}", encoding)
+        kept = premise_ids[: space - len(hypothesis_ids)]
+        num_cut += len(kept) < len(premise_ids)
+        num_words += len(premise.split()) + len(hypothesis.split())
+        num_text_tokens += len(premise_ids) + len(hypothesis_ids)
+        row, span = _fill_template(kept, hypothesis_ids, encoding)
+        pieces += row
+        spans.append(span)
+        lengths.append(len(kept) + len(hypothesis_ids) + encoding.num_special_tokens)
+    arrays = {
+        "tokens": np.concatenate(pieces),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "premise_spans": np.array(spans, dtype=np.int32),
+        "labels": rows.labels,
+    }
+    statistics = {
+        "rows": len(lengths),
+        "cut_premises": int(num_cut),
+        "tokens_per_pair": sum(lengths) / len(lengths),
+        "longest_pair": max(lengths),
+        "tokens_per_word": num_text_tokens / num_words,
+    }
+    return arrays, statistics
+
+
+def _require_tokens(
+    premise_ids: np.ndarray,
+    hypothesis_ids: np.ndarray,
+    space: int,
+    where: str,
+    encoding: PairEncoding,
+) -> None:
+    if not len(premise_ids) or not len(hypothesis_ids):
+        which = "premise" if not len(premise_ids) else "hypothesis"
+        raise DataError(
+            f"{where}: the tokenizer gives no token for the {which}; is it the right one?"
+        )
+    if len(hypothesis_ids) >= space:
+        raise DataError(
+            f"{where}: a hypothesis of {len(hypothesis_ids)} tokens leaves no room for the premise "
+            f"in --block_size {encoding.block_size}; a hypothesis is never cut: raise it"
+        )
+
+
+def _fill_template(
+    premise_ids: np.ndarray, hypothesis_ids: np.ndarray, encoding: PairEncoding
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """The pieces of one row, and where in it the premise stands (first token, length)."""
+    parts = {
+        "premise": premise_ids,
+        "hypothesis": hypothesis_ids,
+        "end_of_text": np.array([encoding.end_of_text], dtype=premise_ids.dtype),
+    }
+    template = TEMPLATES[encoding.template]
+    return [parts[part] for part in template], (template.index("premise"), len(premise_ids))
