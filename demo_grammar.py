@@ -1,18 +1,19 @@
-"""A small grammar of Hindi for the offline demo: text to pretrain on, and sentence pairs to classify.
+"""A small grammar of Hindi for the offline demo: pretraining text and sentence pairs.
 
-A sentence is first a meaning (`Event` or `State`), then a string. The label of a pair is computed from the two
-meanings by checking possible worlds, never written beside a template.
+A sentence is first a meaning (`Event` or `State`), then a string. The label of a pair is computed
+from the two meanings by checking possible worlds, never written beside a template.
 
-A world is a bit mask: for a `State` the points of its scale that occur among the things spoken of, for an `Event`
-one low bit for each thing counted. In both, `a & b == a` says that a situation with world `a` can be part of one
-with world `b`, which is all that hypernyms, quantifiers, numbers, times and places need.
+A world is a bit mask: for a `State` the points of its scale that occur among the things spoken of,
+for an `Event` one low bit for each thing counted. In both, `a & b == a` says that a situation with
+world `a` can be part of one with world `b`, which is all that hypernyms, quantifiers, numbers,
+times and places need.
 """
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import permutations, product
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -41,10 +42,10 @@ TAXONOMY = {
     "बर्तन": "m बर्तन | कटोरा m कटोरे | थाली f थालियाँ | गिलास m गिलास",
     "किताब": "f किताबें | उपन्यास m उपन्यास | शब्दकोश m शब्दकोश",
     "फूल": "m फूल | गुलाब m गुलाब | कमल m कमल",
-    "लड़का": "m लड़के | राम m - | श्याम m - | मोहन m - | अर्जुन m - | विकास m - | रवि m - | अनिल m - | सुरेश m -"
-    " | राहुल m - | करण m - | अमित m -",
-    "लड़की": "f लड़कियाँ | सीता f - | गीता f - | राधा f - | मीना f - | नेहा f - | पूजा f - | रीता f - | अंजलि f -"
-    " | कविता f - | सुनीता f - | प्रिया f -",
+    "लड़का": "m लड़के | राम m - | श्याम m - | मोहन m - | अर्जुन m - | विकास m - | रवि m -"
+    " | अनिल m - | सुरेश m - | राहुल m - | करण m - | अमित m -",
+    "लड़की": "f लड़कियाँ | सीता f - | गीता f - | राधा f - | मीना f - | नेहा f - | पूजा f -"
+    " | रीता f - | अंजलि f - | कविता f - | सुनीता f - | प्रिया f -",
     "बच्चा": "m बच्चे",
 }
 PEOPLE = ("लड़का", "लड़की", "बच्चा")
@@ -87,18 +88,21 @@ CONJUNCTIONS = ("और", "लेकिन", "जबकि")
 HEDGES = ("शायद", "हो सकता है कि")
 ASSURANCES = ("यह सच है कि", "सब जानते हैं कि", "हमने देखा कि")
 DENIAL = "यह गलत है कि"
+LITTLE_WORDS = frozenset(
+    "नहीं गलत सच शायद हो किसी लड़के लड़की लड़कियाँ बच्चे लड़का बच्चा कोई कुछ सभी हर एक या कम ज़्यादा ठीक केवल"
+    " और लेकिन जबकि".split()
+)
 CONNECTIVES = {
     "entailment": ("यानी", "मतलब", "इसलिए", "दूसरे शब्दों में", "यह सच है कि"),
     "neutral": ("हो सकता है कि", "शायद", "पता नहीं कि", "यह साफ़ नहीं है कि"),
     "contradiction": (DENIAL, "यह नहीं हो सकता कि", "यह झूठ है कि"),
 }
 
-
-HEARSAY = ("लोग कहते हैं कि", "किसी ने कहा कि")
+HEARSAY = ("सुना है कि", "कहते हैं कि")
 COMMENTS = {
-    "entailment": ("और यह सच है", "और यह सही है"),
-    "neutral": ("लेकिन यह साफ़ नहीं है", "लेकिन यह पता नहीं है"),
-    "contradiction": ("लेकिन यह झूठ है", "लेकिन यह गलत है"),
+    "entailment": ("जो सच है", "जो सही है"),
+    "neutral": ("जो पक्का नहीं है", "जो साफ़ नहीं है"),
+    "contradiction": ("जो झूठ है", "जो गलत है"),
 }
 
 
@@ -111,7 +115,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Scale:
-    """Words that exclude one another; `gap` says that something may be none of them (neither hot nor cold)."""
+    """Words that exclude one another; `gap`: a thing may be none of them, neither hot nor cold."""
 
     words: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -186,8 +190,8 @@ class Amount:
 class Event:
     """`agent` did `verb` to `amount` of `noun`, at `when` and `where` (None: at any time, anywhere).
 
-    A generic agent ("कोई", "लड़का") means at least one such person, so it takes only "some" and "none": what one of
-    several did exactly three times says nothing about the total.
+    A generic agent ("कोई", "लड़का") means at least one such person, so it takes only "some" and
+    "none": that one of several did it exactly three times says nothing about the total.
     """
 
     agent: str
@@ -216,7 +220,7 @@ class Event:
 
 @dataclass(frozen=True)
 class State:
-    """`quantifier` ("one", "all" or "some") of `noun` (of `owner`) is, or with `negated` is not, one of `words`."""
+    """`quantifier` ("one", "all", "some") of `noun` is, or with `negated` is not, of `words`."""
 
     noun: str
     scale: Scale
@@ -262,7 +266,7 @@ class Premise:
 
 
 def lies_in(inner: str | None, outer: str | None) -> bool:
-    """Whether every `inner` is an `outer`: the same word, a hyponym of it, or anything at all where it is None."""
+    """Whether every `inner` is an `outer`: the same word or a hyponym of it; None is anything."""
     while inner is not None and inner != outer:
         inner = NOUNS[inner].kind if inner in NOUNS else None
     return inner == outer or outer is None
@@ -273,7 +277,7 @@ def _counts(low: int, high: int) -> frozenset[int]:
 
 
 def _worlds_of_amount(amount: Amount) -> tuple[frozenset[int], ...]:
-    """One set for each reading: "तीन आम" is three and no more, or three and perhaps more."""
+    """One set for each reading: "तीन आम" may be more than three, "तीन से कम आम" may be none."""
     n, most = amount.number, MOST_COUNTED
     bounds = {
         "some": [(1, most)],
@@ -282,13 +286,13 @@ def _worlds_of_amount(amount: Amount) -> tuple[frozenset[int], ...]:
         "exactly": [(n, n)],
         "at_least": [(n, most)],
         "more_than": [(n + 1, most)],
-        "at_most": [(0, n)],
-        "fewer_than": [(0, n - 1)],
+        "at_most": [(0, n), (1, n)],
+        "fewer_than": [(0, n - 1), (1, n - 1)],
     }
     return tuple(_counts(low, high) for low, high in bounds[amount.form])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _worlds_of_quantifier(quantifier: str, values: int, everything: int) -> frozenset[int]:
     worlds = range(1, everything + 1)
     if quantifier == "some":
@@ -312,12 +316,14 @@ def _all_worlds(fact: Fact) -> frozenset[int]:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _carried_over(
     known: frozenset[int], inside: bool, around: bool, worlds: frozenset[int]
 ) -> frozenset[int]:
-    """The `worlds` of a second situation that `known` worlds of a first leave, where the first is part of it
-    (`inside`), has it as a part (`around`), or both."""
+    """Those `worlds` of a second situation that the `known` worlds of a first leave possible.
+
+    The first is part of the second (`inside`), has it as a part (`around`), or is the same (both).
+    """
     return frozenset(
         world
         for world in worlds
@@ -339,7 +345,7 @@ def _verdict(possible: frozenset[int], claimed: frozenset[int]) -> str:
 
 
 def _only_suggested(fact: Fact, hypothesis: Fact, verdict: str) -> bool:
-    """Whether a listener would hear more (or less) than the logic says, so that people disagree about the label."""
+    """Whether listeners hear something else than the logic says, so that people would disagree."""
     if fact.topic != hypothesis.topic:
         return False
     if isinstance(fact, Event):
@@ -356,8 +362,8 @@ def _only_suggested(fact: Fact, hypothesis: Fact, verdict: str) -> bool:
 def label_of(facts: tuple[Fact, ...], hypothesis: Fact) -> str | None:
     """What `facts`, all true, say about `hypothesis`: one of `LABELS`.
 
-    None where the readings of a number disagree, where speakers would hear more than is said, or where the facts
-    cannot all be true.
+    None where the readings of a number disagree, where people would, or where the facts contradict
+    one another about what is asked.
     """
     nestings = [_nesting(fact, hypothesis) for fact in facts]
     worlds, verdicts = _all_worlds(hypothesis), set()
@@ -376,7 +382,7 @@ def label_of(facts: tuple[Fact, ...], hypothesis: Fact) -> str | None:
 
 
 def inflect(word: str, gender: str, plural: bool, nasal: bool = False) -> str:
-    """A word in -आ as masculine/feminine, singular/plural; `nasal` gives verbs their feminine plural."""
+    """A word in -आ for a gender ("m", "f") and number; `nasal`: as a verb, with a plural in -ईं."""
     if not word.endswith("ा"):
         return word
     endings = ("या", "ए", "ई", "ईं") if word.endswith("या") else ("ा", "े", "ी", "ीं")
@@ -388,16 +394,16 @@ def inflect(word: str, gender: str, plural: bool, nasal: bool = False) -> str:
 def _doer(agent: str, passive: bool) -> str:
     if agent == ANYONE:
         return "किसी के द्वारा" if passive else "किसी ने"
-    marked = (
-        f"किसी {inflect(agent, NOUNS[agent].gender, True)}" if agent in GENERIC_AGENTS else agent
-    )
-    return f"{marked} द्वारा" if passive else f"{marked} ने"
+    if agent in GENERIC_AGENTS:
+        agent = f"किसी {inflect(agent, NOUNS[agent].gender, True)}"
+    return f"{agent} द्वारा" if passive else f"{agent} ने"
 
 
 def _thing(rng: random.Random, event: Event) -> str:
     noun, amount = NOUNS[event.noun], event.amount
     if amount.form in COUNTED_FORMS:
-        return f"{rng.choice(COUNTED_FORMS[amount.form]).format(n=NUMBERS[amount.number])} {noun.plural}"
+        form = rng.choice(COUNTED_FORMS[amount.form])
+        return f"{form.format(n=NUMBERS[amount.number])} {noun.plural}"
     emphatic = amount.form == "none" and noun.plural is not None and rng.random() < 0.3
     return f"एक भी {event.noun}" if emphatic else event.noun
 
@@ -422,12 +428,10 @@ def render_event(rng: random.Random, event: Event) -> str:
 def _subject(rng: random.Random, state: State) -> tuple[str, bool]:
     """The subject phrase, and whether it is plural."""
     noun = NOUNS[state.noun]
+    if state.owner:
+        return f"{state.owner} {inflect('का', noun.gender, False)} {state.noun}", False
     if state.quantifier == "one":
-        return (
-            f"{state.owner} {inflect('का', noun.gender, False)} {state.noun}"
-            if state.owner
-            else state.noun
-        ), False
+        return state.noun, False
     if state.quantifier == "some":
         return f"कुछ {noun.plural}", True
     if state.negated:
@@ -467,10 +471,9 @@ def render_premise(rng: random.Random, premise: Premise) -> str:
     elif opposite and rng.random() < 0.15:
         start, last = DENIAL, opposite
     clauses = [render(rng, fact) for fact in before] + [f"{start} {render(rng, last)}".strip()]
+    sentence = f" {rng.choice(CONJUNCTIONS)} ".join(clauses)
     assured = not start and rng.random() < 0.12
-    return (f"{rng.choice(ASSURANCES)} " if assured else "") + f" {rng.choice(CONJUNCTIONS)} ".join(
-        clauses
-    )
+    return f"{rng.choice(ASSURANCES)} {sentence}" if assured else sentence
 
 
 def _fitting_amount(rng: random.Random, agent: str, noun: str, near: int) -> Amount:
@@ -497,14 +500,8 @@ def _random_event(rng: random.Random) -> Event:
     agent = rng.choice(NAMES if rng.random() < 0.8 else GENERIC_AGENTS)
     when = rng.choice(TIMES) if rng.random() < 0.4 else None
     where = rng.choice(PLACES) if rng.random() < 0.2 else None
-    return Event(
-        agent,
-        verb,
-        noun,
-        _fitting_amount(rng, agent, noun, rng.choice(tuple(NUMBERS))),
-        when,
-        where,
-    )
+    amount = _fitting_amount(rng, agent, noun, rng.choice(tuple(NUMBERS)))
+    return Event(agent, verb, noun, amount, when, where)
 
 
 def _random_state(rng: random.Random) -> State:
@@ -533,6 +530,10 @@ def _related(rng: random.Random, word: str) -> str:
     return rng.choice(rng.choice(groups)) if groups else word
 
 
+def _is_any_of(noun: str, kinds: Iterable[str]) -> bool:
+    return any(lies_in(noun, kind) for kind in kinds)
+
+
 def _vary_event(rng: random.Random, event: Event) -> Event:
     agent, verb, noun, when, where = event.agent, event.verb, event.noun, event.when, event.where
     if rng.random() < 0.3:
@@ -540,17 +541,13 @@ def _vary_event(rng: random.Random, event: Event) -> Event:
     if rng.random() < 0.4:
         noun = _related(rng, noun)
     if rng.random() < 0.08:
-        verb = rng.choice([other for other in VERBS if _takes(other, noun)])
+        verb = rng.choice([other for other in VERBS if _is_any_of(noun, VERBS[other].split())])
     if rng.random() < 0.3:
         when = None if when else rng.choice(TIMES)
     if rng.random() < 0.2:
         where = None if where else rng.choice(PLACES)
     amount = _fitting_amount(rng, agent, noun, event.amount.number or rng.choice(tuple(NUMBERS)))
     return Event(agent, verb, noun, amount, when, where)
-
-
-def _takes(verb: str, noun: str) -> bool:
-    return any(lies_in(noun, kind) for kind in VERBS[verb].split())
 
 
 def _vary_state(rng: random.Random, state: State) -> State:
@@ -563,12 +560,10 @@ def _vary_state(rng: random.Random, state: State) -> State:
         else:
             noun = _related(rng, noun)
     if rng.random() < 0.1:
-        scale = rng.choice(
-            [other for other in SCALES if any(lies_in(noun, kind) for kind in other.kinds)]
-        )
+        scale = rng.choice([other for other in SCALES if _is_any_of(noun, other.kinds)])
     varied = _fitting_state(rng, noun, owner, scale)
     if scale is LOCATION and state.scale is LOCATION and rng.random() < 0.7:
-        return replace(varied, words=state.words if not varied.negated else state.words[:1])
+        return replace(varied, words=state.words[:1] if varied.negated else state.words)
     return varied
 
 
@@ -582,7 +577,7 @@ def _premise_about(rng: random.Random, fact: Fact) -> Premise:
     if rng.random() < 0.2:
         facts.append(vary(rng, fact) if rng.random() < 0.5 else random_fact(rng))
         rng.shuffle(facts)
-    return Premise(tuple(facts), hedged=rng.random() < 0.1)
+    return Premise(tuple(facts), hedged=rng.random() < 0.06)
 
 
 def _is_natural(premise: Premise) -> bool:
@@ -593,23 +588,21 @@ def _is_natural(premise: Premise) -> bool:
 
 
 def split_of(fact: Fact) -> str:
-    """The split that may ask about `fact`: fixed by its meaning, so one for all its sentences and every seed."""
+    """The split that may ask about `fact`: the same for all its sentences and every seed."""
     percent = zlib.crc32(repr(fact).encode()) % 100
     return next(split for split, upper_end in SPLIT_SHARES if percent < upper_end)
 
 
-def _resemblance(premise: str, hypothesis: str) -> tuple[float, float, float]:
-    """What a classifier could read off without understanding: shared words, negation, length."""
-    words, asked = premise.split(), set(hypothesis.split())
-    return (
-        len(asked & set(words)) / len(asked),
-        float("नहीं" in words or DENIAL in premise),
-        len(words) / 12,
-    )
+def _surface_distance(one: str, other: str, hypothesis: str) -> float:
+    """How far two premises differ in what shows without understanding them."""
+    first, second, asked = (set(text.split()) for text in (one, other, hypothesis))
+    little = len((first ^ second) & LITTLE_WORDS)
+    shared = abs(len(first & asked) - len(second & asked))
+    return 2 * little + shared + abs(len(first) - len(second)) / 4
 
 
 def _matched_premises(rng: random.Random, hypothesis: Fact, sentence: str) -> dict[str, str] | None:
-    """For each label a premise, as alike as can be on the surface; None where one of the labels is not found."""
+    """For each label a premise, alike on the surface; None where a label was not found."""
     found: dict[str, list[str]] = {label: [] for label in LABELS}
     for _ in range(PROPOSALS):
         premise = _premise_about(rng, hypothesis)
@@ -621,40 +614,37 @@ def _matched_premises(rng: random.Random, hypothesis: Fact, sentence: str) -> di
             found[label].append(text)
     if not all(found.values()):
         return None
-    target = _resemblance(rng.choice(found[rng.choice(LABELS)]), sentence)
+    # the label with the fewest premises has the least to choose from, so the others follow it
+    model = rng.choice(min(found.values(), key=len))
+    return {
+        label: min(texts, key=lambda text: _surface_distance(text, model, sentence))
+        for label, texts in found.items()
+    }
 
-    def distance(text: str) -> float:
-        return sum(abs(a - b) for a, b in zip(_resemblance(text, sentence), target, strict=True))
 
-    return {label: min(texts, key=distance) for label, texts in found.items()}
+def _is_askable(hypothesis: Fact, sentence: str, split: str) -> bool:
+    return split_of(hypothesis) == split and len(sentence.split()) in HYPOTHESIS_WORDS
 
 
 def _rows_of_split(split: str, size: int, seed: int) -> list[dict[str, str]]:
     rng = random.Random(f"{split} {seed}")
-    rows: list[dict[str, str]] = []
-    used: set[str] = set()
-    for _ in range(200 + 20 * size):
-        if len(rows) == size:
-            break
+    asked: dict[str, dict[str, str]] = {}
+    draws_left = 200 + 20 * size
+    while 3 * len(asked) < size and draws_left:
+        draws_left -= 1
         hypothesis = random_fact(rng)
         sentence = render(rng, hypothesis)
-        if (
-            split_of(hypothesis) != split
-            or sentence in used
-            or len(sentence.split()) not in HYPOTHESIS_WORDS
-        ):
-            continue
-        premises = _matched_premises(rng, hypothesis, sentence)
-        if premises:
-            used.add(sentence)
-            rows += [
-                {"premise": f"{text}।", "hypothesis": f"{sentence}।", "label": label}
-                for label, text in premises.items()
-            ]
-    else:
-        raise ValueError(
-            f"the grammar gave only {len(rows)} of the {size} rows asked for in {split}"
-        )
+        if sentence not in asked and _is_askable(hypothesis, sentence, split):
+            premises = _matched_premises(rng, hypothesis, sentence)
+            if premises:
+                asked[sentence] = premises
+    if 3 * len(asked) < size:
+        raise ValueError(f"{size} rows asked for in {split}, the grammar gave {3 * len(asked)}")
+    rows = [
+        {"premise": f"{premise}।", "hypothesis": f"{sentence}।", "label": label}
+        for sentence, premises in asked.items()
+        for label, premise in premises.items()
+    ]
     rng.shuffle(rows)
     return rows
 
@@ -662,11 +652,12 @@ def _rows_of_split(split: str, size: int, seed: int) -> list[dict[str, str]]:
 def nli_splits(
     seed: int = 0, sizes: dict[str, int] = DEFAULT_SIZES
 ) -> dict[str, list[dict[str, str]]]:
-    """Sentence pairs for each split of `sizes` (names among train, validation, test; rows, divisible by 3).
+    """Sentence pairs for each split of `sizes` (train, validation, test: rows, divisible by 3).
 
-    A row has `premise`, `hypothesis` and `label`, a name of `LABELS`. Every hypothesis of a split stands in it three
-    times, once with each label, so that the hypothesis alone tells nothing; no other split asks it, in any wording.
-    Raises ValueError for other names or sizes, and for more rows than the grammar has.
+    A row has `premise`, `hypothesis` and `label`, a name of `LABELS`. Every hypothesis of a split
+    stands in it three times, once with each label, so that the hypothesis alone tells nothing; no
+    other split asks it, in any wording. Raises ValueError for other names or sizes, and for more
+    rows than the grammar has.
     """
     known = {split for split, _ in SPLIT_SHARES}
     for split, size in sizes.items():
@@ -704,8 +695,8 @@ def _consequence(rng: random.Random, facts: tuple[Fact, ...]) -> str | None:
     label = label_of(facts, fact)
     if label is None or _is_held_out((fact,)):
         return None
-    if rng.random() < 0.6:
-        return f"{rng.choice(HEARSAY)} {render(rng, fact)} {rng.choice(COMMENTS[label])}"
+    if rng.random() < 0.85:
+        return f"{rng.choice(HEARSAY)} {render(rng, fact)}, {rng.choice(COMMENTS[label])}"
     return f"{rng.choice(CONNECTIVES[label])} {render(rng, fact)}"
 
 
@@ -713,9 +704,9 @@ def _passage(rng: random.Random) -> str:
     premise = _premise_about(rng, random_fact(rng))
     while not _is_natural(premise) or _is_held_out(premise.facts):
         premise = _premise_about(rng, random_fact(rng))
-    sentences = [_lesson(rng)] if rng.random() < 0.15 else []
+    sentences = [_lesson(rng)] if rng.random() < 0.1 else []
     sentences.append(render_premise(rng, premise))
-    length = rng.randint(len(sentences) + 1, 4)
+    length = len(sentences) + rng.choice((1, 1, 1, 2, 3))
     while len(sentences) < length:
         sentence = _consequence(rng, premise.certain) if premise.certain else _lesson(rng)
         if sentence and sentence not in sentences:
@@ -724,9 +715,10 @@ def _passage(rng: random.Random) -> str:
 
 
 def language_model_passages(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` passages of 2 to 6 sentences: facts, what follows from them, what is false, what stays open.
+    """`count` passages of 2 to 6 sentences: facts, what follows, what is false, what stays open.
 
-    No fact that validation or test may ask about is stated in any of them. Raises ValueError for a negative count.
+    No fact that validation or test may ask about is stated in them, so a model pretrained on them
+    has seen the words of the test, not its questions. Raises ValueError for a negative count.
     """
     if count < 0:
         raise ValueError(f"count must not be negative, found {count}")

@@ -758,8 +758,9 @@ def run(args: argparse.Namespace) -> None:
     if inputs.info is not None:
         info = inputs.info
         print(
-            f"checkpoint: {info['file']} ({info['checkpoint_format']}, {info['num_layers']} layers, "
-            f"{info['num_heads']} heads, width {info['model_dim']}, {info['vocab_size']} rows)"
+            f"checkpoint: {info['file']}: format {info['checkpoint_format']}, "
+            f"{info['num_layers']} layers, {info['num_heads']} heads, width {info['model_dim']}, "
+            f"{info['vocab_size']} embedding rows"
         )
     if args.vocab_size is not None:
         print("note: --vocab_size is no longer needed, the file tells")
