@@ -188,7 +188,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Event:
-    """`agent` did `verb` to `amount` of `noun`, at `when` and `where` (None: at any time, anywhere).
+    """`agent` did `verb` to `amount` of `noun`, at `when` and `where` (None: any time, anywhere).
 
     A generic agent ("कोई", "लड़का") means at least one such person, so it takes only "some" and
     "none": that one of several did it exactly three times says nothing about the total.

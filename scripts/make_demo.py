@@ -1,0 +1,183 @@
+"""Make the demo's input: a tokenizer and a small-format checkpoint pretrained on demo_grammar.
+
+    python -m scripts.make_demo demo
+
+leaves `tokenizer.json`, a checkpoint named and saved as the pretraining script does, and the
+validation shard on which its recorded loss was measured. About a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import demo_grammar
+from load_checkpoint_helper import SHARD_HEADER_INTS, SHARD_MAGIC, lm_check
+from model import GPTBatched, GPTConfig, next_multiple
+from training import learning_rate_factor
+
+END_OF_TEXT = "<ENDOFTEXT>"
+# Letters keep their vowel signs: the default byte-level pattern would cut words at them.
+WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+VOCAB_SIZE = 1024
+WORLD_SIZE = 8
+SEED = 0
+NUM_PASSAGES = 20_000
+NUM_VALIDATION_PASSAGES = 600
+ROW_LENGTH = 128
+ROWS_PER_STEP = 16
+NUM_STEPS = 500
+VALIDATION_ROWS = 64
+LEARNING_RATES = {"embed": 0.02, "lm_head": 0.004, "scalars": 0.01, "blocks": 0.003}
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """A byte-level BPE whose token 0 stands in front of every document."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """All texts as one row of tokens, each with the end-of-text token in front."""
+    rows = tokenizer.encode_batch_fast(texts)
+    return np.concatenate([[0, *row.ids] for row in rows]).astype(np.uint16)
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> None:
+    """A version 1 token shard (see `read_token_shard`)."""
+    header = np.zeros(SHARD_HEADER_INTS, dtype="<i4")
+    header[:3] = SHARD_MAGIC, 1, len(tokens)
+    path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
+
+
+def new_trunk() -> GPTBatched:
+    """Six layers of width 128 with a trainable language-model head, as the script starts."""
+    rows = next_multiple(VOCAB_SIZE, 128)
+    config = GPTConfig.of_family(
+        "small",
+        vocab_size=rows,
+        num_layers=6,
+        num_heads=1,
+        model_dim=128,
+        max_seq_len=ROW_LENGTH,
+    )
+    torch.manual_seed(SEED)
+    trunk = GPTBatched(config)
+    trunk.lm_head_weight = nn.Parameter(torch.zeros(rows, config.model_dim))
+    return trunk
+
+
+def pretrain(trunk: GPTBatched, tokens: np.ndarray, num_steps: int) -> None:
+    """AdamW on random rows of the tokens, warm-up and linear decay."""
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": params, "peak": LEARNING_RATES[kind]}
+            for kind, params in _by_kind(trunk).items()
+        ],
+        betas=(0.8, 0.95),
+        weight_decay=0.0,
+    )
+    generator = np.random.default_rng(SEED)
+    for step in tqdm(range(num_steps), desc="pretraining", disable=None):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate_factor("linear", step, num_steps, 0.02)
+        inputs, targets = _random_rows(tokens, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = trunk.lm_loss(inputs, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _by_kind(trunk: GPTBatched) -> dict[str, list[nn.Parameter]]:
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in trunk.named_parameters():
+        kind = next(kind for kind in LEARNING_RATES if kind in name)
+        groups.setdefault(kind, []).append(parameter)
+    return groups
+
+
+def _random_rows(tokens: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    starts = generator.integers(0, len(tokens) - ROW_LENGTH, size=ROWS_PER_STEP)
+    rows = np.stack([tokens[s : s + ROW_LENGTH + 1] for s in starts]).astype(np.int64)
+    rows = torch.from_numpy(rows)  # [B, T + 1]
+    return rows[:, :-1], rows[:, 1:]
+
+
+def state_as_saved(trunk: GPTBatched) -> dict[str, Tensor]:
+    """The state dict as `torch.compile` and the script leave it: prefix, dtypes, padding."""
+    state = {name: tensor.detach().clone() for name, tensor in trunk.state_dict().items()}
+    state["lm_head.weight"] = state.pop("lm_head_weight")
+    padding = torch.ones(-len(state["scalars"]) % WORLD_SIZE)
+    state["scalars"] = torch.cat([state["scalars"], padding])
+    return {
+        f"_orig_mod.{name}": tensor.bfloat16() if "embed" in name else tensor
+        for name, tensor in state.items()
+    }
+
+
+def make_demo(folder: Path, num_steps: int = NUM_STEPS) -> Path:
+    """Fill `folder` and return the checkpoint's path; a folder that is complete is kept."""
+    done = sorted(folder.glob("best_state_*.pt"))
+    if done:
+        return done[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    passages = list(demo_grammar.language_model_passages(NUM_PASSAGES, seed=SEED))
+    held_out = list(demo_grammar.language_model_passages(NUM_VALIDATION_PASSAGES, seed=SEED + 1))
+    tokenizer = train_tokenizer(passages)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    validation = encode(tokenizer, held_out)
+    write_shard(folder / "validation.bin", validation)
+
+    trunk = new_trunk()
+    pretrain(trunk, encode(tokenizer, passages), num_steps)
+    with torch.no_grad():
+        for table in (trunk.embed, *trunk.value_embeds):
+            table.weight.copy_(table.weight.bfloat16())
+    check = lm_check(trunk, validation, row_length=ROW_LENGTH, max_rows=VALIDATION_ROWS)
+    path = folder / f"best_state_step{num_steps:06d}_val{check['lm_loss']:.4f}.pt"
+    config = trunk.config
+    content = {
+        "step": num_steps,
+        "code": f"model = GPT(vocab_size={VOCAB_SIZE}, num_layers={config.num_layers}, "
+        f"num_heads={config.num_heads}, model_dim={config.model_dim}, max_seq_len={ROW_LENGTH})\n",
+        "model": state_as_saved(trunk),
+        "optimizers": [],
+        "val_loss": check["lm_loss"],
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.rename(path)
+    return path
+
+
+def main() -> int:
+    """Make the folder named on the command line."""
+    parser = argparse.ArgumentParser(description="Make the demo's tokenizer and checkpoint.")
+    parser.add_argument("folder", type=Path)
+    print(make_demo(parser.parse_args().folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
