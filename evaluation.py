@@ -14,6 +14,10 @@ from torch import Tensor
 METRICS = ("accuracy", "macro_f1", "loss")
 
 
+class EvaluationError(ValueError):
+    """A model can't be scored; the message says what was seen and what to try."""
+
+
 @torch.inference_mode()
 def predict_logits(
     predict: Callable[[Tensor, Tensor], Tensor],
@@ -36,10 +40,12 @@ def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence
     """Accuracy, macro F1, loss (mean cross-entropy in nats) and figures of every class.
 
     `logits` [N, classes], `labels` [N]. Macro F1 is the mean over all classes, 0 for one that is
-    neither there nor predicted. Raises ValueError for logits that are not finite.
+    neither there nor predicted. Raises EvaluationError for logits that are not finite.
     """
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError("logits are not finite: lower --learning_rate, or use --dtype float32")
+        raise EvaluationError(
+            "logits are not finite: lower --learning_rate, or use --dtype float32"
+        )
     predictions = logits.argmax(dim=-1).numpy()
     ids = list(range(len(classes)))
     precision, recall, f1, support = precision_recall_fscore_support(

@@ -13,7 +13,9 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
+import pickle
 import platform
 import sys
 import time
@@ -27,7 +29,13 @@ import yaml
 from torch import Tensor
 
 import demo_grammar
-from evaluation import METRICS, classification_metrics, is_better, predict_logits
+from evaluation import (
+    METRICS,
+    EvaluationError,
+    classification_metrics,
+    is_better,
+    predict_logits,
+)
 from load_checkpoint_helper import (
     FINE_TUNED_KIND,
     CheckpointError,
@@ -108,7 +116,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("label_column", str, "label", "column of the label"),
         Flag("num_classes", int, None, "classes, checked against the data", low=2),
         Flag("template", str, "documents", "what a pair becomes", choices=tuple(TEMPLATES)),
-        Flag("block_size", int, 1024, "tokens of a row at most; premises are cut", low=8),
+        Flag(
+            "block_size",
+            int,
+            1024,
+            "tokens of a row at most; premises are cut",
+            low=8,
+            high=1 << 16,
+        ),
         Flag("max_train_examples", int, None, "a seeded draw of so many", low=1),
         Flag("cache_dir", str, "cache", "folder of the tokenised data"),
     ),
@@ -143,7 +158,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("class_weights", str, "none", "of the loss", choices=("none", "balanced")),
         Flag("label_smoothing", float, 0.0, "of the loss", low=0, high=0.99),
         Flag("freeze_backbone", bool, False, "train the head alone (a probe)"),
-        Flag("seed", int, 0, "of head, order and dropout", low=0),
+        Flag("seed", int, 0, "of head, order and dropout", low=0, high=2**32 - 1),
     ),
     "evaluation": (
         Flag("eval_interval", int, None, "steps; default four times an epoch", low=1),
@@ -173,28 +188,60 @@ class UsageError(ValueError):
         self.problems = list(problems)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags over YAML over defaults. Raises UsageError with all problems of a command line."""
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[argparse.Namespace, list[str]]:
+    """Flags over YAML over defaults, and all that is wrong with them.
+
+    A wrong value's place is taken by the default, so that the rest can be checked too.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    problems = [f"unknown argument {word}; see --help" for word in unknown]
+    arguments, problems = _parse_words(parser, words)
     if arguments.config is not None:
         recipe, recipe_problems = _read_recipe(Path(arguments.config))
+        parser.set_defaults(**recipe)
+        arguments, _ = _parse_words(parser, words)
         problems += recipe_problems
-        # The recipe's values first, so that what was typed overrides them.
-        typed = sys.argv[1:] if argv is None else list(argv)
-        arguments, _ = parser.parse_known_args(_as_words(recipe) + typed)
     for group in FLAGS.values():
         for flag in group:
-            problems += _problems_of(flag, getattr(arguments, flag.name))
-    if problems:
-        raise UsageError(problems)
-    return arguments
+            wrong = _problems_of(flag, getattr(arguments, flag.name))
+            if wrong:
+                setattr(arguments, flag.name, flag.default)
+                problems += wrong
+    return arguments, problems
+
+
+def _parse_words(
+    parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """argparse stops at the first flag without its value: leave that one out and go on."""
+    problems = []
+    while True:
+        try:
+            arguments, unknown = parser.parse_known_args(words)
+        except argparse.ArgumentError as error:
+            problems.append(f"{error.argument_name}: {error.message}")
+            words = _without_flag(words, error.argument_name.split("/"))
+        else:
+            return arguments, problems + [f"unknown argument {w}; see --help" for w in unknown]
+
+
+def _without_flag(words: list[str], names: list[str]) -> list[str]:
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("-"):
+            dropping = word.split("=")[0] in names
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Fine-tune a pretrained GPT checkpoint on Hindi XNLI.", allow_abbrev=False
+        description="Fine-tune a pretrained GPT checkpoint on Hindi XNLI.",
+        allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--config", metavar="YAML", help="a recipe; flags override it")
     for title, flags in FLAGS.items():
@@ -226,6 +273,7 @@ def _lenient(kind: type) -> Callable[[str], object]:
 
 
 def _read_recipe(path: Path) -> tuple[dict, list[str]]:
+    """The values of a YAML file as the flags take them, and what is wrong with the file."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -233,35 +281,30 @@ def _read_recipe(path: Path) -> tuple[dict, list[str]]:
         return {}, [f"--config {path}: can't be read ({reason})"]
     if not isinstance(recipe, dict):
         return {}, [f"--config {path}: expected a mapping of flags to values"]
-    unknown = [str(key) for key in recipe if key not in DEFAULTS]
+    flags = {flag.name: flag for group in FLAGS.values() for flag in group}
+    unknown = [str(key) for key in recipe if key not in flags]
     problems = [f"--config {path}: unknown key {key}; keys are the flags" for key in unknown]
-    return {key: value for key, value in recipe.items() if key in DEFAULTS}, problems
+    known = {key: value for key, value in recipe.items() if key in flags and value is not None}
+    return {key: _recipe_value(flags[key], value) for key, value in known.items()}, problems
 
 
-def _as_words(recipe: dict) -> list[str]:
-    words = []
-    for key, value in recipe.items():
-        if isinstance(value, bool):
-            words.append(f"--{key}" if value else f"--no-{key}")
-        elif value is not None:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{key}", *map(str, values)]
-    return words
+def _recipe_value(flag: Flag, value: object) -> object:
+    """What does not fit the flag stays as it is, to be reported with all other problems."""
+    if flag.kind is bool:
+        return value
+    if flag.count is not None:
+        return value if isinstance(value, list) else [value]
+    # YAML takes 1e-4 for a string, and a folder called 2024 for a number.
+    return value if isinstance(value, bool | list | dict) else _lenient(flag.kind)(str(value))
 
 
 def _problems_of(flag: Flag, value: object) -> list[str]:
-    if value is None or flag.kind is bool:
+    if value is None:
         return []
-    said = f"--{flag.name} {value}"
-    if flag.choices is not None:
-        return [] if value in flag.choices else [f"{said}: expected {' or '.join(flag.choices)}"]
-    if flag.kind is str:
-        return []
-    if not isinstance(value, int | float):
-        expected = {int: "a whole number", float: "a number"}[flag.kind]
+    said = f"--{flag.name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+    expected = _expected_instead(flag, value)
+    if expected is not None:
         return [f"{said}: expected {expected}"]
-    if not np.isfinite(value):
-        return [f"{said}: expected a finite number"]
     bounds = [
         (flag.low, "at least", lambda bound: value >= bound),
         (flag.high, "at most", lambda bound: value <= bound),
@@ -272,6 +315,23 @@ def _problems_of(flag: Flag, value: object) -> list[str]:
         for bound, words, holds in bounds
         if bound is not None and not holds(bound)
     ]
+
+
+def _expected_instead(flag: Flag, value: object) -> str | None:
+    """What should stand where `value` does, or None where it is of the flag's kind."""
+    if flag.choices is not None:
+        return None if value in flag.choices else " or ".join(flag.choices)
+    if flag.kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if flag.count is not None:
+        right_count = len(value) == flag.count or (flag.count == "+" and value)
+        right = right_count and all(isinstance(word, str) and word for word in value)
+        return None if right else f"{'some' if flag.count == '+' else flag.count} names"
+    if flag.kind is str:
+        return None if isinstance(value, str) and value else "a name or path"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "a whole number" if flag.kind is int else "a number"
+    return None if isinstance(value, int) or math.isfinite(value) else "a finite number"
 
 
 @dataclass(frozen=True)
@@ -285,9 +345,12 @@ class Inputs:
     saved: dict | None  # the fine-tuned checkpoint, with --eval_only
 
 
-def check_inputs(args: argparse.Namespace) -> Inputs:
-    """Everything that can be found wrong without reading the data; UsageError with all of it."""
-    problems: list[str] = []
+def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inputs:
+    """Everything that can be found wrong without reading the data; UsageError with all of it.
+
+    `problems` are those already found in the command line.
+    """
+    problems = list(problems)
 
     def attempt(action: Callable[[], object]) -> object:
         try:
@@ -296,11 +359,13 @@ def check_inputs(args: argparse.Namespace) -> Inputs:
             problems.extend(error.problems)
         except (CheckpointError, DataError) as error:
             problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{error.filename}: {error.strerror}")
         return None
 
     device = attempt(lambda: _device(args))
     attempt(lambda: _check_loggers(args))
-    attempt(lambda: _check_out_dir(args))
+    attempt(lambda: _check_folders(args))
     saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
     info = None if args.eval_only else attempt(lambda: _inspect_for(args))
     encoding = attempt(lambda: _encoding_for(args, saved)) if saved or not args.eval_only else None
@@ -348,16 +413,21 @@ def _check_loggers(args: argparse.Namespace) -> None:
         raise UsageError([f"{name} is not installed: pip install {name}" for name in missing])
 
 
-def _check_out_dir(args: argparse.Namespace) -> None:
-    out_dir = Path(args.out_dir)
-    if args.prepare_only:
-        return
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError([f"--out_dir {out_dir}: can't be made ({error.strerror})"]) from error
-    if not os.access(out_dir, os.W_OK):
-        raise UsageError([f"--out_dir {out_dir}: not writable"])
+def _check_folders(args: argparse.Namespace) -> None:
+    names = ["cache_dir"] if args.prepare_only else ["cache_dir", "out_dir"]
+    problems = []
+    for name in names:
+        folder = Path(getattr(args, name))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problems.append(f"--{name} {folder}: can't be made ({error.strerror})")
+        else:
+            # A cache filled by somebody else needs only reading.
+            if name == "out_dir" and not os.access(folder, os.W_OK):
+                problems.append(f"--{name} {folder}: not writable")
+    if problems:
+        raise UsageError(problems)
 
 
 def _inspect_for(args: argparse.Namespace) -> dict | None:
@@ -366,12 +436,25 @@ def _inspect_for(args: argparse.Namespace) -> dict | None:
             return None
         raise UsageError(["--pretrained_ckpt_path is needed: a path or a glob of checkpoints"])
     path = resolve_checkpoint_path(args.pretrained_ckpt_path)
-    info, _ = inspect_checkpoint(path, num_heads=args.n_head, max_seq_len=args.block_size)
+    info = _inspected(path, args.n_head, args.block_size)
     flags = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
     problems = check_flags_against_file(info, **flags)
     if problems:
         raise UsageError(problems)
     return info
+
+
+def _inspected(path: Path, n_head: int | None, block_size: int) -> dict:
+    try:
+        return inspect_checkpoint(path, num_heads=n_head, max_seq_len=block_size)[0]
+    except CheckpointError as error:
+        if n_head is None:
+            raise
+        # A wrong --n_head must not hide the other flags that contradict the file.
+        try:
+            return inspect_checkpoint(path, max_seq_len=block_size)[0]
+        except CheckpointError:
+            raise error from None
 
 
 def _encoding_for(args: argparse.Namespace, saved: dict | None) -> PairEncoding:
@@ -393,7 +476,7 @@ def _read_fine_tuned(args: argparse.Namespace) -> dict:
         raise UsageError([f"--eval_only: no {path}; fine-tune first, or correct --out_dir"])
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError([f"{path}: can't be loaded ({reason})"]) from error
     if not isinstance(saved, dict) or saved.get("kind") != FINE_TUNED_KIND:
@@ -752,9 +835,8 @@ def write_results(
     save_json(Path(args.out_dir) / "results.json", results)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, inputs: Inputs) -> None:
     """One run, from checked inputs to results.json."""
-    inputs = check_inputs(args)
     if inputs.info is not None:
         info = inputs.info
         print(
@@ -791,12 +873,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
     try:
-        run(parse_arguments(argv))
+        args, problems = parse_arguments(argv)
+        run(args, check_inputs(args, problems))
     except UsageError as error:
         problems = error.problems
     except (CheckpointError, DataError) as error:
         problems = [str(error)]
-    except TrainingError as error:
+    except (TrainingError, EvaluationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     else:

@@ -8,6 +8,7 @@ cache is keyed by the content of the data, the tokenizer and everything else tha
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -16,7 +17,8 @@ import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -32,6 +34,7 @@ LABEL_ALIASES = {"contradictory": "contradiction"}
 HUB_XNLI = "facebook/xnli"
 XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
 TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
+SEPARATORS = {"csv": ",", "tsv": "\t"}
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
 CACHE_VERSION = 1
 ENCODE_CHUNK = 8192
@@ -150,9 +153,7 @@ def load_encoded(
     cached = _read_cache(folder)
     if cached is None:
         texts, classes = _checked_texts(source, request)
-        _write_cache(folder, texts, classes, encoding, source.content_hash)
-        cached = _read_cache(folder)
-        assert cached is not None, "a cache just written is whole"
+        cached = _write_cache(folder, texts, classes, encoding, source.content_hash)
     return cached
 
 
@@ -192,6 +193,9 @@ def pair_encoding(
         parsed |= {"truncation": None, "padding": None, "post_processor": None}
         if isinstance(parsed["model"], dict) and "dropout" in parsed["model"]:
             parsed["model"]["dropout"] = None
+        for added in parsed.get("added_tokens") or []:
+            # Only tokens marked special are left alone by encode_special_tokens below.
+            added["special"] |= added["content"] in END_OF_TEXT_TOKENS
         tokenizer = Tokenizer.from_str(json.dumps(parsed))
     # tokenizers raises bare Exception for what its own parser refuses.
     except Exception as error:
@@ -245,6 +249,12 @@ class _Source:
     name: str
     content_hash: str
     load: Callable[[], Mapping[str, object]]  # split -> datasets.Dataset
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+    def where(self, split: str) -> str:
+        """A split as messages name it: by its file where it is one file."""
+        files = self.files.get(split, ())
+        return f"{files[0] if len(files) == 1 else self.name}: {split}"
 
 
 def _find_source(
@@ -335,7 +345,7 @@ def _files_source(folder: Path, request: DataRequest, cache_dir: Path) -> _Sourc
             for split, paths in files.items()
         }
 
-    return _Source(str(folder), digest, load)
+    return _Source(str(folder), digest, load, files)
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
@@ -350,17 +360,25 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         if len(stems) > 1:
             names = " and ".join(path.name for path in paths[:2])
             raise DataError(f"{folder}: {names} are both {split}; keep one of them")
+        _require_all_shards(paths)
     return found
+
+
+def _require_all_shards(paths: Sequence[Path]) -> None:
+    shards = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in paths]
+    numbers = [(int(shard[1]), int(shard[2])) for shard in shards if shard]
+    if numbers and numbers != [(i, numbers[0][1]) for i in range(numbers[0][1])]:
+        names = _listed([path.name for path in paths])
+        raise DataError(f"{paths[0].parent}: {names} are not all shards of one split; copy them all")
 
 
 def _load_file(split: str, paths: list[Path], request: DataRequest, cache_dir: Path) -> object:
     datasets = _import_datasets()
     kind = paths[0].suffix.removeprefix(".")
+    separator = SEPARATORS.get(kind, "")
+    plain = _read_plainly(paths, split, separator, request)
     options: dict[str, object] = {}
-    plain = None
-    if kind in ("csv", "tsv"):
-        separator = "," if kind == "csv" else "\t"
-        plain = [_read_delimited(path, split, separator, request) for path in paths]
+    if kind in SEPARATORS:
         names = _header(paths[0], separator)
         options = {
             "sep": separator,
@@ -368,25 +386,42 @@ def _load_file(split: str, paths: list[Path], request: DataRequest, cache_dir: P
             "na_filter": False,
             "encoding": "utf-8-sig",
         }
-    elif kind == "jsonl":
-        plain = [_read_jsonl(path, split, request) for path in paths]
     builder = {"jsonl": "json", "tsv": "csv"}.get(kind, kind)
     with _said_as_data_error(str(paths[0])):
         loaded = datasets.load_dataset(
             builder,
-            data_files={split: [str(path) for path in paths]},
+            data_files={split: [glob.escape(str(path)) for path in paths]},
             split=split,
             cache_dir=str(cache_dir),
             **options,
         )
-    if plain is not None:
-        _compare_with_plain_reading(loaded, [row for rows in plain for row in rows], paths, request)
+    _compare_with_plain_reading(loaded, plain, paths, request)
+    _compare_class_names(loaded, paths, request)
     return loaded
 
 
 def _header(path: Path, separator: str) -> list[str]:
+    """The column names as pandas has them."""
     with _opened(path) as file:
-        return next(csv.reader(file, delimiter=separator, strict=True), [])
+        names = next(csv.reader(file, delimiter=separator, strict=True), [])
+    return [name or f"Unnamed: {i}" for i, name in enumerate(names)]
+
+
+def _read_plainly(
+    paths: Sequence[Path], split: str, separator: str, request: DataRequest
+) -> list[tuple[object, ...]] | None:
+    """The asked-for columns of text files without `datasets`, None for files of other formats."""
+    rows: list[tuple[object, ...]] = []
+    for path in paths:
+        if path.suffix in (".csv", ".tsv"):
+            rows += _read_delimited(path, split, separator, request)
+        elif path.suffix == ".jsonl":
+            rows += _read_jsonl(path, split, request)
+        else:
+            return None
+    if not rows:
+        raise DataError(f"{paths[0]}: {split} is empty, expected at least one row")
+    return rows
 
 
 def _read_delimited(
@@ -431,18 +466,19 @@ def _read_jsonl(path: Path, split: str, request: DataRequest) -> list[tuple[obje
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            where = f"{path}: {split} row {len(rows) + 1} (line {number})"
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{path}: {split} line {number} is not JSON ({error})") from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where} is not JSON ({error})") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}: {split} line {number} is no object, expected one a line")
-            _require_columns(row, f"{path}, {split} line {number}", request)
+                raise DataError(f"{where} is no object, expected one a line")
+            _require_columns(row, where, request)
             for column in request.text_columns:
                 if not isinstance(row[column], str):
                     raise DataError(
-                        f"{path}: {split} row {len(rows) + 1} (line {number}) has "
-                        f"{type(row[column]).__name__} {row[column]!r} in {column}, expected text"
+                        f"{where} has {type(row[column]).__name__} {row[column]!r} in {column}, "
+                        "expected text"
                     )
             rows.append(tuple(row[column] for column in request.columns))
     return rows
@@ -465,20 +501,45 @@ class _opened:
 
 
 def _compare_with_plain_reading(
-    loaded: object, rows: list[tuple[object, ...]], paths: list[Path], request: DataRequest
+    loaded: object,
+    rows: list[tuple[object, ...]] | None,
+    paths: Sequence[Path],
+    request: DataRequest,
 ) -> None:
     """A reader that guesses types may turn text into other text; such a file is refused."""
-    columns = [loaded[column] for column in request.text_columns]
+    if rows is None:
+        return
     if len(loaded) != len(rows):
         raise DataError(
-            f"{paths[0]}: {len(rows)} rows, but datasets reads {len(loaded)}; write it as jsonl"
+            f"{paths[0]}: {len(rows)} rows, but datasets reads {len(loaded)}; write it as parquet"
         )
-    for number, (row, *texts) in enumerate(zip(rows, *columns, strict=True), start=1):
-        if list(row[:2]) != texts:
-            raise DataError(
-                f"{paths[0]}: row {number} is read as other text by datasets "
-                f"({row[0]!r} as {texts[0]!r}); write it as jsonl"
-            )
+    columns = [loaded[column][:] for column in request.columns]
+    for number, (row, *read) in enumerate(zip(rows, *columns, strict=True), start=1):
+        for plain, value in zip(row, read, strict=True):
+            if plain != value:
+                raise DataError(
+                    f"{paths[0]}: row {number} is read as something else by datasets "
+                    f"({plain!r} as {value!r}); write it as parquet"
+                )
+
+
+def _compare_class_names(loaded: object, paths: Iterable[Path], request: DataRequest) -> None:
+    """Files read together get the class names of the first one; ids that mean other names in a
+    later one are refused."""
+    import datasets
+    import pyarrow.parquet
+
+    read = getattr(loaded.features.get(request.label_column), "names", None)
+    for path in paths:
+        if path.suffix == ".parquet":
+            schema = pyarrow.parquet.read_schema(path)
+            feature = datasets.Features.from_arrow_schema(schema).get(request.label_column)
+            names = getattr(feature, "names", None)
+            if names not in (None, read):
+                raise DataError(
+                    f"{path}: its labels are {', '.join(names)}, but datasets reads them as "
+                    f"{', '.join(read or ['numbers'])}; write all files with one order of names"
+                )
 
 
 def _repository_source(
@@ -486,7 +547,9 @@ def _repository_source(
 ) -> _Source:
     """A folder laid out as a repository of the Hub: a card, and data files by config."""
     files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and ".git/" not in str(path)
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not re.search(r"(^|/)\.", path.relative_to(folder).as_posix())
     )
     if not any(path.suffix.removeprefix(".") in TEXT_FORMATS for path in files):
         found = ", ".join(path.name for path in files[:MAX_LISTED]) or "nothing"
@@ -497,12 +560,20 @@ def _repository_source(
     digest = _hash_files(files, folder)
 
     def load() -> Mapping[str, object]:
+        datasets = _import_datasets()
+        # An absolute path: a relative one may be the name of a format, such as csv.
+        where = {"path": str(folder.resolve()), "name": config}
+        where["cache_dir"] = str(cache_dir / f"datasets-{digest[:16]}")
         with _said_as_data_error(str(folder)):
-            return dict(
-                _import_datasets().load_dataset(
-                    str(folder), config, cache_dir=str(cache_dir / f"datasets-{digest[:16]}")
-                )
-            )
+            reader = datasets.load_dataset_builder(**where).config
+            loaded = dict(datasets.load_dataset(**where))
+        for split in request.splits:
+            paths = [Path(path) for path in reader.data_files.get(split, ())]
+            if paths:
+                plain = _read_plainly(paths, split, getattr(reader, "sep", ""), request)
+                _compare_with_plain_reading(loaded[split], plain, paths, request)
+                _compare_class_names(loaded[split], paths, request)
+        return loaded
 
     return _Source(str(folder), digest, load)
 
@@ -512,10 +583,14 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
     datasets = _import_datasets(offline=not online)
     try:
         loaded = dict(datasets.load_dataset(name, config))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    # The errors of the HTTP library below `datasets` have no base of their own.
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if online:
-            raise DataError(f"--dataset {request.dataset}: {reason}") from error
+            raise DataError(
+                f"--dataset {request.dataset}: can't load {name} ({reason}); check the name and "
+                "the network, or give a local folder as --dataset"
+            ) from error
         raise DataError(
             f"--dataset {request.dataset}: no network, and {name} is not in the cache of datasets; "
             "run the same command with --prepare_only where there is network (and the same "
@@ -562,7 +637,7 @@ class _said_as_data_error:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         import datasets
 
-        readers_errors = (OSError, ValueError, TypeError, KeyError)
+        readers_errors = (OSError, ValueError, TypeError, LookupError, RuntimeError)
         if isinstance(error, (*readers_errors, datasets.exceptions.DatasetsError)):
             reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
             raise DataError(f"{self.name}: datasets can't read it ({reason[0]})") from error
@@ -585,17 +660,19 @@ def _checked_texts(
     _require_splits(loaded, source.name, request)
     texts, labels = {}, {}
     for split in request.splits:
-        where = f"{source.name}: {split}"
+        where = source.where(split)
         _require_columns(loaded[split].column_names, where, request)
+        with _said_as_data_error(where):
+            columns = [loaded[split][column][:] for column in request.columns]
         texts[split] = [
-            _checked_column(loaded[split][column], column, where) for column in request.text_columns
+            _checked_column(values, column, where)
+            for values, column in zip(columns, request.text_columns, strict=False)
         ]
-        labels[split] = _label_names(loaded[split], request.label_column, where)
+        names = getattr(loaded[split].features[request.label_column], "names", None)
+        labels[split] = _label_names(columns[-1], names, request.label_column, where)
     classes = _classes(labels, source.name, request)
     return {
-        split: TextSplit(
-            *texts[split], _label_ids(labels[split], classes, f"{source.name}: {split}")
-        )
+        split: TextSplit(*texts[split], _label_ids(labels[split], classes, source.where(split)))
         for split in request.splits
     }, classes
 
@@ -637,10 +714,10 @@ def _checked_column(values: Iterable[object], column: str, where: str) -> list[s
     return texts
 
 
-def _label_names(rows: object, column: str, where: str) -> list[str | int]:
+def _label_names(
+    values: Iterable[object], names: Sequence[str] | None, column: str, where: str
+) -> list[str | int]:
     """Labels as names (lower case) or, where the data has only numbers, as numbers."""
-    feature, values = rows.features[column], rows[column]
-    names = getattr(feature, "names", None)
     labels: list[str | int] = []
     bad = []
     for number, value in enumerate(values, start=1):
@@ -660,6 +737,8 @@ def _label_name(value: object, names: Sequence[str] | None) -> str | int | None:
         return str(value).lower()
     if isinstance(value, str):
         value = value.strip().casefold()
+        if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+e[+-]?\d+|nan)", value):
+            return None
         if not re.fullmatch(r"-?\d{1,6}", value):
             return LABEL_ALIASES.get(value, value) or None
         value = int(value)
@@ -678,7 +757,11 @@ def _classes(
     found = set(labels[basis])
     wanted = request.num_classes
     if len({type(label) for label in found}) > 1:
-        raise DataError(f"{name}: {basis} has labels that are names and labels that are numbers")
+        first = {type(label): number for number, label in reversed([*enumerate(labels[basis], 1)])}
+        raise DataError(
+            f"{name}: {basis} has labels that are names (row {first[str]}) and labels that are "
+            f"numbers (row {first[int]})"
+        )
     if all(isinstance(label, int) for label in found):
         count = wanted or max(found) + 1
         if count > 1000:
@@ -686,8 +769,10 @@ def _classes(
         classes = NLI_CLASSES if count == 3 else tuple(str(i) for i in range(count))
         present = {classes[i] for i in found if i < count}
     else:
-        all_nli = found <= set(NLI_CLASSES) and wanted in (None, len(NLI_CLASSES))
-        classes = NLI_CLASSES if all_nli else tuple(sorted(found))
+        # All three and a fourth: that one is a mistake, not a class, unless it is asked for.
+        nli = found <= set(NLI_CLASSES) or found >= set(NLI_CLASSES)
+        is_nli = nli and wanted in (None, len(NLI_CLASSES))
+        classes = NLI_CLASSES if is_nli else tuple(sorted(found))
         present = found
     if wanted is not None and len(classes) != wanted:
         raise DataError(
@@ -696,9 +781,11 @@ def _classes(
         )
     absent = [label for label in classes if label not in present]
     if absent and basis == "train":
+        highest = max(found, key=str if isinstance(next(iter(found)), str) else int)
         raise DataError(
-            f"{name}: no example of {', '.join(absent)} in train, so it can't be learned; "
-            "add examples, or say --num_classes for a set with fewer classes"
+            f"{name}: no example of {_listed(absent)} in train, so it can't be learned (row "
+            f"{labels[basis].index(highest) + 1} has {highest}); add examples, or say "
+            "--num_classes for a set with fewer classes"
         )
     if len(classes) < 2:
         raise DataError(f"{name}: only one class, {classes[0]}, in {basis}; expected two or more")
@@ -707,7 +794,8 @@ def _classes(
 
 def _label_ids(labels: Sequence[str | int], classes: Sequence[str], where: str) -> np.ndarray:
     ids: dict[str | int, int] = {label: i for i, label in enumerate(classes)}
-    ids |= {i: i for i in range(len(classes))}
+    if classes == NLI_CLASSES or "0" in classes:
+        ids |= {i: i for i in range(len(classes))}
     bad = [f"row {n} has {label!r}" for n, label in enumerate(labels, start=1) if label not in ids]
     if bad:
         raise DataError(f"{where}: unknown label, expected {', '.join(classes)}; {_listed(bad)}")
@@ -757,7 +845,7 @@ def _write_cache(
     classes: tuple[str, ...],
     encoding: PairEncoding,
     content_hash: str,
-) -> None:
+) -> EncodedDataset:
     """Encode and write beside, then rename: a folder with the final name is whole."""
     partial = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -776,19 +864,34 @@ def _write_cache(
         "content_hash": content_hash,
         "checksums": checksums,
     }
-    (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    meta["checksum"] = _crc_of_meta(meta)
+    text = json.dumps(meta, ensure_ascii=False, indent=1)
+    (partial / "meta.json").write_text(text, encoding="utf-8")
+    # Mapped before another process can come in between: a mapped file outlives its folder.
+    written = _read_cache(partial)
+    assert written is not None, "a cache just written is whole"
+    _publish(partial, folder)
+    return written
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give a whole cache its final name, unless another process was first."""
+    with suppress(OSError):
         partial.rename(folder)
-    except OSError:
-        # Another process finished the same cache first.
-        shutil.rmtree(partial, ignore_errors=True)
+        return
+    if _read_cache(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            partial.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read_cache(folder: Path) -> EncodedDataset | None:
     """The cache in `folder`, or None where it is absent, half-written or damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta["checksum"] != _crc_of_meta(meta):
+            return None
         if any(_crc_of_file(folder / name) != crc for name, crc in meta["checksums"].items()):
             return None
         splits = {
@@ -799,8 +902,13 @@ def _read_cache(folder: Path) -> EncodedDataset | None:
         }
         classes = tuple(meta["classes"])
         return EncodedDataset(splits, classes, meta["statistics"], meta["content_hash"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _crc_of_meta(meta: Mapping[str, object]) -> int:
+    rest = {name: value for name, value in meta.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(rest).encode())
 
 
 def _crc_of_file(path: Path) -> int:

@@ -1,0 +1,888 @@
+"""The entry point as a user meets it: flags, errors, whole runs, and the files they leave."""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.utils.class_weight import compute_class_weight
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+import finetune_hindi_xnli as finetune
+import xnli_data
+from load_checkpoint_helper import load_pretrained_checkpoint, resolve_checkpoint_path
+from model import GPTBatched, GPTClassification, GPTConfig
+from xnli_data import collate, load_pair_encoding
+
+PROJECT = Path(finetune.__file__).parent
+NAMES = "राम सीता मोहन गीता रवि मीना अमित नेहा विजय रीता सुमन अनिल".split()
+THINGS = "आम किताब फूल रोटी".split()
+HYPOTHESES = {
+    "entailment": "{} के पास {} है",
+    "neutral": "{} को {} बहुत पसंद है",
+    "contradiction": "{} के पास कोई {} नहीं है",
+}
+LABELS = tuple(HYPOTHESES)
+FLAGS = [flag for group in finetune.FLAGS.values() for flag in group]
+
+
+def rows_about(names: list[str], label_shift: int = 0) -> list[dict]:
+    """Three hypotheses a premise; `label_shift` calls every one of them something else."""
+    return [
+        {
+            "premise": f"{name} ने बाज़ार से {1 + i} {THINGS[i % len(THINGS)]} ख़रीदा",
+            "hypothesis": HYPOTHESES[label].format(name, THINGS[i % len(THINGS)]),
+            "label": LABELS[(LABELS.index(label) + label_shift) % 3],
+        }
+        for i, name in enumerate(names)
+        for label in LABELS
+    ]
+
+
+def write_dataset(folder: Path, label_shift: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    splits = {
+        "train": rows_about(NAMES),
+        "validation": rows_about(NAMES[:5], label_shift),
+        "test": rows_about(NAMES[5:11], label_shift),
+    }
+    for split, rows in splits.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def train_tokenizer(path: Path, vocab_size: int) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f"{row['premise']} {row['hypothesis']}" for row in rows_about(NAMES)]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory) -> types.SimpleNamespace:
+    """A dataset, its tokenizer, and a small-format checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("assets")
+    state = checkpoints.random_state("small", layers=6, heads=1, dim=128, vocab=300, seed=1)
+    return types.SimpleNamespace(
+        folder=folder,
+        dataset=write_dataset(folder / "pairs"),
+        contrary=write_dataset(folder / "contrary", label_shift=1),
+        tokenizer=train_tokenizer(folder / "tokenizer.json", 300),
+        large_tokenizer=train_tokenizer(folder / "large.json", 500),
+        checkpoint=checkpoints.save_checkpoint(folder / "state_step000100.pt", state),
+        cache=folder / "cache",
+    )
+
+
+def command(assets, out_dir: Path, *changes: object) -> list[str]:
+    """A fast run's command line; what is in `changes` comes last and so overrides it."""
+    words = ["--dataset", assets.dataset, "--pretrained_ckpt_path", assets.checkpoint]
+    words += ["--tokenizer_name", assets.tokenizer, "--cache_dir", assets.cache]
+    words += ["--out_dir", out_dir, "--device", "cpu", "--block_size", 160, "--batch_size", 6]
+    words += ["--gradient_accumulation_steps", 2, "--learning_rate", 1e-3]
+    return [str(word) for word in [*words, *changes]]
+
+
+@pytest.fixture(scope="session")
+def trained(assets) -> Path:
+    """The out_dir of one whole run."""
+    out_dir = assets.folder / "trained"
+    changes = ("--num_epochs", 4, "--seed", 3, "--backbone_lr_scale", 0.5)
+    assert finetune.main(command(assets, out_dir, *changes)) == 0
+    return out_dir
+
+
+@pytest.fixture(scope="session")
+def stopped_early(assets) -> Path:
+    """A run whose validation labels contradict train's, so that it soon gets worse."""
+    out_dir = assets.folder / "stopped_early"
+    changes = ["--dataset", assets.contrary, "--num_epochs", 20, "--lr_schedule", "constant"]
+    changes += ["--warmup_ratio", 0, "--best_metric", "loss", "--eval_interval", 3]
+    changes += ["--early_stopping", 2, "--learning_rate", 3e-3]
+    assert finetune.main(command(assets, out_dir, *changes)) == 0
+    return out_dir
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_lines(out_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def load_saved(out_dir: Path) -> dict:
+    (path,) = out_dir.glob("*-ckpt.pt")
+    return torch.load(path, weights_only=True)
+
+
+def scores_in(results: dict) -> dict:
+    return {split: results[split] for split in ("validation", "test")}
+
+
+def error_lines(argv: list[str], capsys, code: int = 2) -> list[str]:
+    """The lines on stderr of a command that must fail, each of them an error."""
+    assert finetune.main([str(word) for word in argv]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("error: ") for line in lines), lines
+    return lines
+
+
+def subprocess_environment(**others: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"} | others
+
+
+# Whole runs
+
+
+def test_a_run_leaves_its_results(trained):
+    results = read_json(trained / "results.json")
+    assert results["steps"] == 12
+    assert results["examples"] == 4 * 36
+    assert results["examples_per_second"] > 0
+    assert results["seed"] == 3 and results["skipped_steps"] == 0
+    for split, rows in (("validation", 15), ("test", 18)):
+        metrics = results[split]
+        assert metrics["examples"] == rows
+        assert 0 <= metrics["accuracy"] <= 1 and 0 <= metrics["macro_f1"] <= 1
+        assert math.isfinite(metrics["loss"])
+        assert metrics["majority_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_run_learns(trained):
+    lines = read_lines(trained)
+    assert lines[-1]["train_loss"] < 0.7 * lines[0]["train_loss"]
+
+
+def test_metrics_jsonl_has_a_line_an_evaluation_and_the_best_of_them_is_kept(trained):
+    lines, results = read_lines(trained), read_json(trained / "results.json")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["epoch"] == 4.0
+    accuracies = [line["validation"]["accuracy"] for line in lines]
+    assert results["best_step"] == 1 + accuracies.index(max(accuracies))
+    assert results["validation"]["accuracy"] == max(accuracies)
+    assert load_saved(trained)["step"] == results["best_step"]
+
+
+def test_config_yaml_tells_what_was_run(trained, assets):
+    config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+    assert set(config["flags"]) == {flag.name for flag in FLAGS}
+    assert config["flags"]["backbone_lr_scale"] == 0.5
+    assert config["flags"]["weight_decay"] == 0.01
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
+    assert len(config["data"]["content_sha256"]) == 64
+    assert config["data"]["classes"] == list(LABELS)
+    assert config["checkpoint"]["checkpoint_format"] == "small"
+    assert (config["device"], config["dtype"]) == ("cpu", "float32")
+
+
+def test_the_saved_model_has_what_using_it_needs_and_no_head_of_pretraining(trained, assets):
+    saved = load_saved(trained)
+    assert {path.name for path in trained.iterdir()} >= {"pairs-ckpt.pt", "results.json"}
+    assert not [name for name in saved["model"] if "lm_head" in name]
+    assert not [key for key in saved if "optim" in key]
+    assert saved["classes"] == list(LABELS)
+    assert saved["template"] == "documents"
+    assert (
+        saved["metrics"]["accuracy"]
+        == read_json(trained / "results.json")["validation"]["accuracy"]
+    )
+    assert Tokenizer.from_str(saved["tokenizer"]).get_vocab_size() == 300
+    model = GPTClassification.from_saved(saved["config"], saved["model"])
+    assert {tensor.dtype for tensor in saved["model"].values()} == {torch.float32}
+    assert not model.training
+
+
+def test_test_is_scored_once_and_by_the_best_model(stopped_early):
+    results, lines = read_json(stopped_early / "results.json"), read_lines(stopped_early)
+    losses = [line["validation"]["loss"] for line in lines]
+    best = losses.index(min(losses))
+    assert best < len(losses) - 1 and min(losses) < 0.8 * losses[-1], "the run must get worse"
+    assert results["best_step"] == lines[best]["step"] < results["steps"]
+    for name, value in lines[best]["validation"].items():
+        assert results["validation"][name] == value
+    assert results["test"]["loss"] < 0.8 * losses[-1], "the splits are alike: so are their losses"
+    assert all("test" not in line for line in lines)
+
+
+def test_early_stopping_ends_the_run(stopped_early):
+    lines, results = read_lines(stopped_early), read_json(stopped_early / "results.json")
+    assert results["steps"] == results["best_step"] + 2 * 3 < 60
+    assert lines[-1]["step"] == results["steps"]
+
+
+@pytest.mark.parametrize("out_dir", ["trained", "stopped_early"])
+def test_eval_only_reproduces_the_scores_to_the_last_digit(out_dir, assets, request):
+    folder = request.getfixturevalue(out_dir)
+    before = read_json(folder / "results.json")
+    dataset = assets.contrary if out_dir == "stopped_early" else assets.dataset
+    # A placeholder that must be overwritten, else nothing would have been scored.
+    doctored = before | {"test": {"accuracy": -1}, "validation": {"accuracy": -1}}
+    (folder / "results.json").write_text(json.dumps(doctored))
+    argv = ["--eval_only", "--dataset", dataset, "--out_dir", folder, "--batch_size", 6]
+    argv += ["--cache_dir", assets.cache, "--device", "cpu"]
+    assert finetune.main([str(word) for word in argv]) == 0
+    after = read_json(folder / "results.json")
+    assert after == before
+
+
+def test_order_of_a_run(assets, tmp_path, monkeypatch):
+    """Two validation batches first; the whole split four times an epoch; test once, at the end."""
+    events = []
+
+    def spy(module, name, describe):
+        original = getattr(module, name)
+
+        def wrapped(*args, **kwargs):
+            events.append(describe(*args, **kwargs))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, wrapped)
+
+    def evaluation(model, split, classes, dtype, batch_size, max_batches=None):
+        return ("test" if len(split) == 18 else "validation", max_batches)
+
+    spy(finetune, "evaluate_split", evaluation)
+    spy(finetune, "fine_tune", lambda *args, **kwargs: ("fine_tune", None))
+    changes = ("--batch_size", 3, "--gradient_accumulation_steps", 1, "--num_epochs", 1)
+    assert finetune.main(command(assets, tmp_path, *changes)) == 0
+    whole = ("validation", None)
+    assert events == [("validation", 2), ("fine_tune", None), *[whole] * 4, whole, ("test", None)]
+    assert [line["step"] for line in read_lines(tmp_path)] == [3, 6, 9, 12]
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(assets, tmp_path, capsys):
+    assert finetune.main(command(assets, tmp_path, "--max_steps", 2)) == 0
+    out, err = capsys.readouterr()
+    assert "\r" not in out + err and "\x1b" not in out + err
+    assert "step 1/2, epoch 0.33: loss " in out
+    assert "step 2: validation accuracy" in out
+    assert out.splitlines()[-1].startswith("done in ")
+    assert not err
+
+
+def weights_of(out_dir: Path) -> dict[str, torch.Tensor]:
+    return load_saved(out_dir)["model"]
+
+
+def test_the_same_command_twice_gives_the_same_weights_and_another_seed_others(assets, tmp_path):
+    def start(name: str, seed: int) -> subprocess.Popen:
+        changes = ("--max_steps", 3, "--eval_interval", 3, "--seed", seed)
+        argv = command(assets, tmp_path / name, *changes)
+        return subprocess.Popen(
+            [sys.executable, PROJECT / "finetune_hindi_xnli.py", *argv],
+            env=subprocess_environment(),
+            stdout=subprocess.DEVNULL,
+        )
+
+    processes = [start("one", 5), start("two", 5)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    changes = ("--max_steps", 3, "--eval_interval", 3, "--seed", 6)
+    assert finetune.main(command(assets, tmp_path / "other", *changes)) == 0
+    one, two, other = (weights_of(tmp_path / name) for name in ("one", "two", "other"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert not torch.equal(one["head.output.weight"], other["head.output.weight"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("--freeze_backbone",),
+        ("--freeze_backbone", "--weight_decay", 0.5, "--dtype", "bfloat16"),
+        ("--backbone_lr_scale", 0),
+    ],
+)
+def test_a_frozen_trunk_is_the_files_bit_for_bit(assets, tmp_path, changes):
+    argv = command(assets, tmp_path, "--max_steps", 3, "--eval_interval", 3, *changes)
+    assert finetune.main(argv) == 0
+    trunk, _, _ = load_pretrained_checkpoint(assets.checkpoint)
+    weights = weights_of(tmp_path)
+    for name, tensor in trunk.state_dict().items():
+        assert torch.equal(weights[f"pretrained_model.{name}"], tensor), name
+    info, _ = finetune.inspect_checkpoint(assets.checkpoint)
+    untrained = finetune.build_model(argparse.Namespace(seed=0), info, 3)
+    assert not torch.equal(weights["head.output.weight"], untrained.head["output"].weight)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_mixed_precision_runs_on_a_cpu_and_saves_float32(assets, tmp_path, dtype):
+    changes = ("--dtype", dtype, "--max_steps", 2, "--eval_interval", 2)
+    assert finetune.main(command(assets, tmp_path, *changes)) == 0
+    results = read_json(tmp_path / "results.json")
+    assert isinstance(results["skipped_steps"], int)
+    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} == {torch.float32}
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert config["dtype"] == dtype
+
+
+@pytest.mark.parametrize("eval_interval", [1, 100], ids=["found in validation", "in training"])
+def test_a_diverging_run_ends_with_one_line_and_code_1(assets, tmp_path, capsys, eval_interval):
+    changes = ("--learning_rate", 1e30, "--warmup_ratio", 0, "--eval_interval", eval_interval)
+    argv = command(assets, tmp_path, *changes)
+    (line,) = error_lines(argv, capsys, code=1)
+    assert "--learning_rate" in line and "not finite" in line
+
+
+def test_max_train_examples_is_a_seeded_draw(assets, tmp_path, capsys):
+    train = np.zeros(100)
+
+    def draw(seed: int, count: int) -> list[int]:
+        args = argparse.Namespace(seed=seed, max_train_examples=count)
+        return finetune.pick_training_examples(args, train).tolist()
+
+    assert len(set(draw(0, 30))) == 30
+    assert draw(0, 30) == draw(0, 30) != draw(1, 30)
+    assert draw(0, 1000) == list(range(100))
+    argv = command(assets, tmp_path, "--max_train_examples", 20, "--num_epochs", 1)
+    assert finetune.main(argv) == 0
+    assert "training on 20 pairs: 2 steps of 12" in capsys.readouterr().out
+    assert read_json(tmp_path / "results.json")["examples"] == 20
+
+
+def test_the_flags_reach_the_recipe():
+    words = "--batch_size 5 --gradient_accumulation_steps 3 --num_epochs 2 --class_weights balanced"
+    words += " --label_smoothing 0.1 --dropout 0.3 --lr_schedule cosine --grad_clip 2 --seed 8"
+    words += " --learning_rate 0.01 --warmup_ratio 0.2 --early_stopping 4 --max_train_examples 40"
+    args, problems = finetune.parse_arguments(words.split())
+    assert not problems
+    labels = np.array([0] * 20 + [1] * 8 + [2] * 12)
+    recipe = finetune.make_recipe(args, labels, 3, torch.float32)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert recipe.class_weights == pytest.approx(tuple(expected))
+    assert (recipe.examples_per_step, recipe.num_steps, recipe.eval_interval) == (15, 6, 1)
+    assert (recipe.label_smoothing, recipe.dropout, recipe.grad_clip) == (0.1, 0.3, 2.0)
+    assert (recipe.lr_schedule, recipe.learning_rate, recipe.warmup_ratio) == ("cosine", 0.01, 0.2)
+    assert (recipe.early_stopping, recipe.seed) == (4, 8)
+
+
+# Predictions
+
+
+def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
+    encoding = load_pair_encoding(str(assets.tokenizer), block_size=160)
+    request = xnli_data.DataRequest(dataset=str(assets.dataset))
+    split = xnli_data.load_encoded(request, encoding, assets.cache).splits["test"]
+    assert len(set(split.lengths.tolist())) > 3, "rows of one length need no padding"
+    trunk, _, _ = load_pretrained_checkpoint(assets.checkpoint)
+    torch.manual_seed(0)
+    model = GPTClassification(trunk, 3)
+    seen = []
+
+    def keep_logits(*args):
+        seen.append(original(*args))
+        return seen[-1]
+
+    original = finetune.predict_logits
+    monkeypatch.setattr(finetune, "predict_logits", keep_logits)
+    for batch_size in (1, 7, 64):
+        finetune.evaluate_split(model, split, LABELS, torch.float32, batch_size)
+    alone, *batched = seen
+    for logits in batched:
+        torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
+    # The rows come longest first; each alone, straight from the model.
+    order = np.argsort(-split.lengths, kind="stable")
+    with torch.no_grad():
+        straight = torch.cat([model(*collate(split, [row])[:2]) for row in order])
+    torch.testing.assert_close(alone, straight, rtol=0, atol=1e-4)
+    assert float((alone[0] - alone[-1]).abs().max()) > 1e-2
+
+
+# The self-check
+
+
+@pytest.fixture(scope="session")
+def pretrained(assets) -> Path:
+    """A checkpoint that knows its texts by heart, with the tokenizer of `assets`."""
+    trunk, _, checkpoint = load_pretrained_checkpoint(assets.checkpoint)
+    encoding = load_pair_encoding(str(assets.tokenizer))
+    premises = sorted({row["premise"] for row in rows_about(NAMES)})
+    rows = [
+        torch.tensor([encoding.end_of_text, *encoding.tokenizer.encode(text).ids])
+        for text in premises
+    ]
+    pad = torch.nn.utils.rnn.pad_sequence
+    inputs = pad([row[:-1] for row in rows], batch_first=True)
+    targets = pad([row[1:] for row in rows], batch_first=True, padding_value=-100)
+    optimizer = torch.optim.Adam(trunk.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        trunk.lm_loss(inputs, targets).backward()
+        optimizer.step()
+    state = {name: tensor.detach() for name, tensor in trunk.state_dict().items()}
+    state["lm_head.weight"] = checkpoint["model"]["lm_head.weight"].clone()
+    return checkpoints.save_checkpoint(assets.folder / "state_step000130.pt", state)
+
+
+@pytest.fixture(scope="session")
+def wrong_tokenizer(assets) -> Path:
+    """The same pieces under other ids."""
+    tokenizer = read_json(assets.tokenizer)
+    vocab = tokenizer["model"]["vocab"]
+    last = len(vocab)
+    tokenizer["model"]["vocab"] = {word: i and last - i for word, i in vocab.items()}
+    path = assets.folder / "wrong.json"
+    path.write_text(json.dumps(tokenizer))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "tokenizer", "suspicious"),
+    [
+        ("pretrained", "tokenizer", False),
+        ("pretrained", "wrong", True),
+        ("random", "tokenizer", True),
+    ],
+)
+def test_self_check_warns_of_a_wrong_tokenizer_and_of_structureless_weights(
+    checkpoint, tokenizer, suspicious, assets, pretrained, wrong_tokenizer, tmp_path, capsys
+):
+    path = pretrained if checkpoint == "pretrained" else assets.checkpoint
+    changes = ["--pretrained_ckpt_path", path, "--max_steps", 1]
+    if tokenizer == "wrong":
+        changes += ["--tokenizer_name", wrong_tokenizer]
+    assert finetune.main(command(assets, tmp_path, *changes)) == 0
+    warnings = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("warning: ")]
+    assert bool(warnings) == suspicious
+    check = read_json(tmp_path / "results.json")["self_check"]
+    assert check["suspicious"] is suspicious
+
+
+def test_random_init_has_the_checkpoints_network_and_none_of_its_weights(assets, tmp_path, capsys):
+    changes = ("--random_init", "--max_steps", 1, "--learning_rate", 1e-9)
+    assert finetune.main(command(assets, tmp_path, *changes)) == 0
+    assert "self-check: left out" in capsys.readouterr().out
+    trunk, _, _ = load_pretrained_checkpoint(assets.checkpoint)
+    embedding = weights_of(tmp_path)["pretrained_model.embed.weight"]
+    assert embedding.shape == trunk.embed.weight.shape
+    assert not torch.allclose(embedding, trunk.embed.weight, atol=0.1)
+
+
+# The Python interface of the group's scripts
+
+
+def test_load_pretrained_model_takes_a_bare_namespace(assets):
+    config = GPTConfig.of_family(
+        "small", vocab_size=384, num_layers=6, num_heads=1, model_dim=128, max_seq_len=64
+    )
+    model = GPTClassification(GPTBatched(config), 3)
+    args = argparse.Namespace(pretrained_ckpt_path=str(assets.checkpoint), device="cpu")
+    returned, optimizer, scaler = finetune.load_pretrained_model(args, model)
+    assert returned is model
+    trunk, _, _ = load_pretrained_checkpoint(assets.checkpoint)
+    ids = torch.arange(20)[None]
+    expected = trunk.forward_features(ids)
+    assert torch.equal(model.pretrained_model.forward_features(ids), expected)
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(parameter) for parameter in model.parameters()}
+    assert isinstance(scaler, torch.amp.GradScaler) and not scaler.is_enabled()
+    # The group's own recipe: the same rate on everything.
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-4}
+    assert vars(args).keys() == {"pretrained_ckpt_path", "device"}
+    again = finetune.configure_optimizers("cpu", model)
+    assert isinstance(again, torch.optim.AdamW)
+
+
+def test_load_pretrained_model_refuses_a_flag_that_contradicts_the_file(assets):
+    args = argparse.Namespace(pretrained_ckpt_path=assets.checkpoint, device="cpu", n_layer=12)
+    with pytest.raises(finetune.UsageError, match="--n_layer 12, but .* has 6"):
+        finetune.load_pretrained_model(args, None)
+
+
+# What a user did wrong
+
+
+def test_all_problems_of_a_command_line_are_told_at_once(assets, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dropout: 2\nlearning_rte: 1\n")
+    words = ["--config", recipe, "--batch_size", "many", "--num_epochs", -1, "--dtype", "float8"]
+    words += ["--learnin_rate", 3, "--grad_clip", "--pretrained_ckpt_path", tmp_path / "none.pt"]
+    words += ["--tokenizer_name", tmp_path / "none.json", "--device", "gpu"]
+    words += ["--out_dir", recipe / "out", "--text_column", "premise"]
+    lines = error_lines(words, capsys)
+    told = [
+        "--grad_clip: expected one argument",
+        "--text_column: expected 2 arguments",
+        "unknown argument --learnin_rate",
+        "unknown argument 3",
+        "unknown key learning_rte",
+        "--batch_size many: expected a whole number",
+        "--num_epochs -1.0: expected more than 0",
+        "--dropout 2.0: expected at most 0.99",
+        "--dtype float8: expected float32 or bfloat16 or float16",
+        "--device gpu: expected cpu, cuda or cuda:N",
+        f"--out_dir {recipe / 'out'}: can't be made",
+        "none.pt: no such file",
+        "none.json: no such file",
+    ]
+    missing = [text for text in told if not any(text in line for line in lines)]
+    assert not missing and len(lines) == len(told), lines
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--seed -1", "--seed -1: expected at least 0"),
+        ("--seed 99999999999999999999999", "--seed 99999999999999999999999: expected at most"),
+        ("--seed 1.5", "--seed 1.5: expected a whole number"),
+        ("--num_epochs inf", "--num_epochs inf: expected a finite number"),
+        ("--learning_rate nan", "--learning_rate nan: expected a finite number"),
+        ("--learning_rate 0", "--learning_rate 0.0: expected more than 0"),
+        ("--warmup_ratio 1.5", "--warmup_ratio 1.5: expected at most 1"),
+        ("--block_size 999999999999", "--block_size 999999999999: expected at most"),
+        ("--best_metric f1", "--best_metric f1: expected accuracy or macro_f1 or loss"),
+        ("--lr_schedule Linear", "--lr_schedule Linear: expected linear or cosine or constant"),
+        ("--num_classes 1", "--num_classes 1: expected at least 2"),
+        ("--prepare_only=yes", "--prepare_only"),
+        ("--learning", "unknown argument --learning"),
+        ("stray", "unknown argument stray"),
+        ("--n_layer 12", "--n_layer 12, but"),
+        ("--n_head 6", "6 heads"),
+        ("--n_embd 768", "--n_embd 768, but"),
+        ("--vocab_size 50000", "--vocab_size 50000, but"),
+        ("--device cuda:x", "--device cuda:x: expected cpu, cuda or cuda:N"),
+        ("--device mps", "--device mps: expected cpu, cuda or cuda:N"),
+    ],
+)
+def test_one_wrong_flag_is_one_line(words, expected, assets, tmp_path, capsys):
+    if words == "--n_head 6":
+        expected = "--n_head 6, but"
+    (line,) = error_lines(command(assets, tmp_path, *words.split()), capsys)
+    assert expected in line
+
+
+def test_every_flag_that_contradicts_the_file_is_named(assets, tmp_path, capsys):
+    changes = ["--n_layer", 12, "--n_head", 6, "--n_embd", 768, "--vocab_size", 50000]
+    lines = error_lines(command(assets, tmp_path, *changes), capsys)
+    assert [line.split()[1] for line in lines] == [
+        "--n_layer",
+        "--n_head",
+        "--n_embd",
+        "--vocab_size",
+    ]
+
+
+@pytest.mark.parametrize("name", ["--dataset", "--tokenizer_name", "--out_dir", "--text_column"])
+def test_an_empty_value_as_from_an_unset_shell_variable_is_an_error(name, assets, tmp_path, capsys):
+    values = ["", "b"] if name == "--text_column" else [""]
+    lines = error_lines(command(assets, tmp_path, name, *values), capsys)
+    assert any(name in line for line in lines)
+
+
+def test_cuda_never_falls_back_to_the_cpu(assets, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (line,) = error_lines(command(assets, tmp_path, "--device", "cuda"), capsys)
+    assert "--device cuda: no CUDA device here" in line
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_cuda_device_that_is_not_there_is_named(assets, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (line,) = error_lines(command(assets, tmp_path, "--device", "cuda:2"), capsys)
+    assert "--device cuda:2: only 2 here" in line
+
+
+def test_a_tokenizer_with_more_tokens_than_the_checkpoint_has_rows(assets, tmp_path, capsys):
+    argv = command(assets, tmp_path, "--tokenizer_name", assets.large_tokenizer)
+    (line,) = error_lines(argv, capsys)
+    assert "500 tokens" in line and "384 embedding rows" in line
+
+
+def test_a_glob_that_matches_nothing(assets, tmp_path, capsys):
+    argv = command(assets, tmp_path, "--pretrained_ckpt_path", tmp_path / "best_*.pt")
+    (line,) = error_lines(argv, capsys)
+    assert "best_*.pt: matches no file" in line
+
+
+@pytest.mark.parametrize("name", ["out_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_made(name, assets, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    argv = command(assets, tmp_path / "out", f"--{name}", tmp_path / "file" / "inside")
+    (line,) = error_lines(argv, capsys)
+    assert f"--{name} {tmp_path}/file/inside: can't be made" in line
+
+
+def test_a_folder_that_cannot_be_written(assets, tmp_path, capsys, monkeypatch):
+    # Root may write everywhere, so that permissions alone would not fail here.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    (line,) = error_lines(command(assets, tmp_path), capsys)
+    assert f"--out_dir {tmp_path}: not writable" in line
+
+
+def test_checkpoint_and_tokenizer_are_asked_for_together(tmp_path, capsys):
+    lines = error_lines(["--out_dir", tmp_path, "--cache_dir", tmp_path], capsys)
+    assert len(lines) == 2
+    assert "--pretrained_ckpt_path is needed" in lines[0]
+    assert "--tokenizer_name is needed" in lines[1]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no checkpoint", b"PK\x03\x04 half a zip"])
+def test_eval_only_without_a_usable_checkpoint(content, assets, tmp_path, capsys):
+    path = tmp_path / "pairs-ckpt.pt"
+    if content is not None:
+        path.write_bytes(content)
+    argv = ["--eval_only", "--dataset", assets.dataset, "--out_dir", tmp_path]
+    (line,) = error_lines([*argv, "--cache_dir", assets.cache, "--device", "cpu"], capsys)
+    assert str(path) in line
+
+
+def test_eval_only_on_a_pretrained_checkpoint(assets, tmp_path, capsys):
+    (tmp_path / "pairs-ckpt.pt").write_bytes(assets.checkpoint.read_bytes())
+    argv = ["--eval_only", "--dataset", assets.dataset, "--out_dir", tmp_path]
+    (line,) = error_lines([*argv, "--cache_dir", assets.cache, "--device", "cpu"], capsys)
+    assert "not a fine-tuned checkpoint" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "package"), [("tensorboard", "tensorboard"), ("wandb_log", "wandb")]
+)
+def test_a_missing_logger_package_is_named(flag, package, assets, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    (line,) = error_lines(command(assets, tmp_path, f"--{flag}"), capsys)
+    assert f"{package} is not installed: pip install {package}" in line
+
+
+def test_a_draw_without_a_class_is_refused(assets, tmp_path, capsys):
+    (line,) = error_lines(command(assets, tmp_path, "--max_train_examples", 1), capsys)
+    assert "--max_train_examples 1: no example of a class" in line
+
+
+def test_the_command_itself_exits_with_2_and_no_traceback(assets, tmp_path):
+    argv = command(assets, tmp_path, "--batch_size", 0, "--n_layer", 7)
+    done = subprocess.run(
+        [sys.executable, PROJECT / "finetune_hindi_xnli.py", *argv],
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert [line.split(" ")[1] for line in done.stderr.splitlines()] == [
+        "--batch_size",
+        "--n_layer",
+    ]
+
+
+def test_a_vocabulary_that_pads_to_the_files_is_fine_and_no_longer_needed(assets, tmp_path, capsys):
+    argv = command(assets, tmp_path, "--vocab_size", 300, "--prepare_only")
+    assert finetune.main(argv) == 0
+    assert "--vocab_size is no longer needed" in capsys.readouterr().out
+
+
+# Configuration files
+
+
+def parsed(tmp_path: Path, text: str | bytes, *words: str) -> tuple[argparse.Namespace, list[str]]:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return finetune.parse_arguments(["--config", str(path), *words])
+
+
+RECIPE = """
+dataset: 2024
+learning_rate: 1e-4  # a string to YAML
+num_epochs: 2
+freeze_backbone: true
+tensorboard: false
+text_column: [sentence1, sentence2]
+pretrained_ckpt_path: a.pt
+max_steps: null
+dtype: bfloat16
+class_weights: none
+"""
+
+
+def test_a_recipe_gives_every_kind_of_flag(tmp_path):
+    args, problems = parsed(tmp_path, RECIPE)
+    assert not problems
+    assert (args.dataset, args.learning_rate, args.num_epochs) == ("2024", 1e-4, 2.0)
+    assert (args.freeze_backbone, args.tensorboard) == (True, False)
+    assert args.text_column == ["sentence1", "sentence2"]
+    assert args.pretrained_ckpt_path == ["a.pt"]
+    assert (args.max_steps, args.dtype, args.class_weights) == (None, "bfloat16", "none")
+    assert args.batch_size == finetune.DEFAULTS["batch_size"]
+
+
+def test_flags_override_the_recipe(tmp_path):
+    words = "--learning_rate 0.5 --no-freeze_backbone --tensorboard --text_column a b"
+    words += " --pretrained_ckpt_path b.pt c.pt --dtype float32"
+    args, problems = parsed(tmp_path, RECIPE, *words.split())
+    assert not problems
+    assert (args.learning_rate, args.dtype) == (0.5, "float32")
+    assert (args.freeze_backbone, args.tensorboard) == (False, True)
+    assert (args.text_column, args.pretrained_ckpt_path) == (["a", "b"], ["b.pt", "c.pt"])
+    assert args.num_epochs == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("batch_size: [1, 2]", "--batch_size 1 2: expected a whole number"),
+        ("batch_size: true", "--batch_size True: expected a whole number"),
+        ("batch_size: 2.5", "--batch_size 2.5: expected a whole number"),
+        ("learning_rate: {a: 1}", "--learning_rate {'a': 1}: expected a number"),
+        ("learning_rate: fast", "--learning_rate fast: expected a number"),
+        ("freeze_backbone: 'no'", "--freeze_backbone no: expected true or false"),
+        ("freeze_backbone: 1", "--freeze_backbone 1: expected true or false"),
+        ("text_column: [a]", "--text_column a: expected 2 names"),
+        ("text_column: premise hypothesis", "expected 2 names"),
+        ("text_column: [1, 2]", "expected 2 names"),
+        ("pretrained_ckpt_path: []", "--pretrained_ckpt_path : expected some names"),
+        ("dataset: [a]", "--dataset a: expected a name or path"),
+        ("dataset: yes", "--dataset True: expected a name or path"),
+        ("dtype: [float32]", "--dtype float32: expected float32 or"),
+        ("lr_schedule: 3", "--lr_schedule 3: expected linear or"),
+        ("- a\n- b", "expected a mapping of flags to values"),
+        ("", "expected a mapping of flags to values"),
+        ("a: [1", "can't be read"),
+        (b"a: \xff", "can't be read"),
+        ("lr: 1", "unknown key lr; keys are the flags"),
+        ("config: other.yaml", "unknown key config"),
+        ("3: 4", "unknown key 3"),
+    ],
+)
+def test_a_recipe_of_a_wrong_type_is_one_problem(text, expected, tmp_path):
+    _, (problem,) = parsed(tmp_path, text)
+    assert expected in problem
+
+
+def test_a_recipe_that_is_not_there(tmp_path, capsys):
+    lines = error_lines(["--config", tmp_path / "none.yaml", "--out_dir", tmp_path], capsys)
+    assert "none.yaml: can't be read" in lines[0]
+
+
+def test_every_recipe_of_the_project_parses():
+    recipes = sorted((PROJECT / "configs").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        args, problems = finetune.parse_arguments(["--config", str(path)])
+        assert not problems, path
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert values and all(hasattr(args, key) for key in values), path
+
+
+def test_help_groups_the_flags_and_shows_every_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as stop:
+        finetune.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for title, flags in finetune.FLAGS.items():
+        # From the title of the group to the next empty line.
+        section = shown.split(f"\n{title}:\n")[1].split("\n\n")[0]
+        for flag in flags:
+            (line,) = [
+                ln
+                for ln in section.splitlines()
+                if ln.strip().startswith(f"--{flag.name}")
+                and ln.split()[0].rstrip(",") == f"--{flag.name}"
+            ]
+            default = flag.default
+            default = " ".join(default) if isinstance(default, list) else default
+            assert line.rstrip().endswith(f"(default: {default})"), line
+    assert "--config" in shown
+
+
+# Preparing, and the loggers
+
+
+def test_prepare_only_needs_no_checkpoint_and_fills_the_cache(
+    assets, tmp_path, capsys, monkeypatch
+):
+    argv = ["--prepare_only", "--dataset", assets.dataset, "--tokenizer_name", assets.tokenizer]
+    argv += ["--cache_dir", tmp_path / "cache", "--out_dir", tmp_path / "out"]
+    argv = [str(word) for word in [*argv, "--device", "cpu"]]
+    assert finetune.main(argv) == 0
+    first = capsys.readouterr().out
+    assert "train: 36 pairs" in first and "test: 18 pairs" in first
+    assert not (tmp_path / "out").exists()
+
+    def no_more(*_):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(xnli_data, "_encode_distinct", no_more)
+    assert finetune.main(argv) == 0
+    second = capsys.readouterr().out
+    assert second.splitlines()[:-1] == first.splitlines()[:-1]
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    with pytest.raises(AssertionError, match="tokenised again"):
+        finetune.main(argv)
+
+
+def fake_loggers(folder: Path) -> Path:
+    """Modules of the loggers' names that only say that they were imported."""
+    for name in ("wandb", "tensorboard"):
+        (folder / f"{name}.py").write_text(
+            "logged = []\n"
+            "class Run:\n"
+            "    def log(self, scalars, step):\n"
+            "        logged.append((step, scalars))\n"
+            "def init(**options):\n"
+            "    return Run()\n"
+        )
+    return folder
+
+
+def test_importing_the_entry_point_imports_no_logger(tmp_path):
+    code = "import sys, finetune_hindi_xnli; print([m for m in ('wandb', 'tensorboard') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=subprocess_environment(PYTHONPATH=str(fake_loggers(tmp_path))),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--tensorboard"], ["--wandb_log"], []])
+def test_a_logger_gets_every_evaluations_scalars(flags, assets, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(fake_loggers(tmp_path)))
+    for name in ("wandb", "tensorboard"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    logged: dict[int, dict] = {}
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "out" / "tensorboard")
+
+        def add_scalar(self, name, value, step):
+            logged.setdefault(step, {})[name] = value
+
+        def flush(self):
+            pass
+
+    writer = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
+    changes = ("--max_steps", 4, "--eval_interval", 2, *flags)
+    assert finetune.main(command(assets, tmp_path / "out", *changes)) == 0
+    if flags == ["--wandb_log"]:
+        logged |= dict(sys.modules["wandb"].logged)
+    lines = read_lines(tmp_path / "out")
+    assert sorted(logged) == ([2, 4] if flags else [])
+    for line in lines if flags else []:
+        scalars = logged[line["step"]]
+        assert scalars["train_loss"] == line["train_loss"]
+        assert scalars["learning_rate"] == line["learning_rate"]
+        for name in ("accuracy", "macro_f1", "loss"):
+            assert scalars[f"validation/{name}"] == line["validation"][name]

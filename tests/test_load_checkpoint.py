@@ -1,0 +1,957 @@
+"""Loading and inspecting checkpoint files: right, or refused with a reason; nothing executed."""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import pickle
+import random
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from checkpoints import gpt_call, random_state, save_checkpoint
+from torch import Tensor
+
+import load_checkpoint_helper as loader
+from load_checkpoint_helper import (
+    CheckpointError,
+    check_flags_against_file,
+    inspect_checkpoint,
+    lm_check,
+    load_pretrained_checkpoint,
+    main,
+    read_token_shard,
+    resolve_checkpoint_path,
+)
+from model import GPTFlexAttention
+
+REPOSITORY = Path(__file__).parent.parent
+TINY = {
+    "small": dict(fmt="small", layers=8, heads=1, dim=128, vocab=100, seed=1),
+    "medium": dict(fmt="medium", layers=12, heads=2, dim=16, vocab=333, seed=1),
+}
+BOTH = pytest.mark.parametrize("fmt", TINY)
+PREFIXES = ("", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.")
+
+
+@functools.cache
+def cached_state(**size) -> dict[str, Tensor]:
+    return random_state(**size)
+
+
+def tiny_state(fmt: str) -> dict[str, Tensor]:
+    """A fresh dict; its tensors are shared and not to be changed in place."""
+    return dict(cached_state(**TINY[fmt]))
+
+
+def tiny_file(folder: Path, fmt: str, state: dict | None = None, **others) -> Path:
+    size = TINY[fmt]
+    code = gpt_call(size["layers"], size["heads"], size["dim"])
+    state = tiny_state(fmt) if state is None else state
+    return save_checkpoint(folder / f"{fmt}.pt", state, **{"code": code} | others)
+
+
+def block_key(fmt: str, block: int, part: str) -> str:
+    names = {
+        "small": {"attention": "attn.qkv_w", "fc": "mlp.c_fc.weight"},
+        "medium": {"attention": "attn.qkvo_w", "fc": "mlp.fc_w"},
+    }
+    return f"blocks.{block}.{names[fmt][part]}"
+
+
+def assert_refused(path: Path, match: str, capsys, num_heads: int | None = None) -> None:
+    """CheckpointError that names the file, and as one line from the command line."""
+    with pytest.raises(CheckpointError, match=match) as caught:
+        inspect_checkpoint(path, num_heads=num_heads)
+    assert str(path) in str(caught.value)
+    flags = [] if num_heads is None else ["--n_head", str(num_heads)]
+    assert main([str(path), *flags]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert str(path) in output.err and re.search(match, output.err)
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes], **options) -> Path:
+    """The same zip with `change(name, bytes)` applied to every member, and valid checksums."""
+    target = path.with_name(f"rewritten-{path.name}")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", **options) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, change(entry.filename, old.read(entry)))
+    return target
+
+
+def storage_spans(path: Path) -> dict[str, range]:
+    """Where in the file the bytes of every storage lie."""
+    spans = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for entry in archive.infolist():
+            if "/data/" in entry.filename:
+                file.seek(entry.header_offset + 26)
+                name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+                start = entry.header_offset + 30 + name + extra
+                spans[entry.filename] = range(start, start + entry.file_size)
+    return spans
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@BOTH
+def test_a_file_loads_as_the_reference_computes(tmp_path, fmt, prefix):
+    state = tiny_state(fmt)
+    prefixed = {prefix + name: tensor for name, tensor in state.items()}
+    trunk, info, checkpoint = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, prefixed))
+    ids = torch.arange(40) * 7 % 100
+    expected = reference.features(fmt, state, TINY[fmt]["heads"], ids)
+    with torch.no_grad():
+        features = trunk.forward_features(ids[None])[0]
+        loss = float(trunk.lm_loss(ids[:-1], ids[1:]))
+    torch.testing.assert_close(features.double(), expected, atol=1e-4, rtol=0)
+    assert loss == pytest.approx(reference.lm_loss(fmt, state, expected[:-1], ids[1:]), abs=1e-5)
+    assert info["key_prefix"] == prefix
+    assert checkpoint["step"] == 100
+    assert {p.dtype for p in trunk.parameters()} == {torch.float32}
+    assert all(torch.equal(checkpoint["model"][name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("with_code", [True, False])
+@pytest.mark.parametrize("world_size, padded", [(1, 60), (6, 60), (8, 64), (16, 64)])
+def test_scalars_padded_for_any_world_size_load(tmp_path, world_size, padded, with_code):
+    state = random_state("small", 12, 1, 128, 100, seed=2, world_size=world_size)
+    code = gpt_call(12, 1, 128) if with_code else ""
+    path = save_checkpoint(tmp_path / "file.pt", state, code=code)
+    trunk, info, _ = load_pretrained_checkpoint(path)
+    assert (info["scalars_size"], info["scalars_padding"]) == (padded, padded - 60)
+    assert info["has_code"] == with_code
+    assert torch.equal(trunk.scalars, state["scalars"][:60])
+
+
+@pytest.mark.parametrize(
+    "fmt, expected",
+    [
+        ("small", dict(vocab_size=128, lm_head_rows=128, model_dim=128, num_layers=8, num_heads=1)),
+        ("medium", dict(vocab_size=333, lm_head_rows=384, model_dim=16, num_layers=12)),
+        ("small", dict(head_dim=128, scalars_size=40, checkpoint_format="small")),
+        ("medium", dict(head_dim=8, num_heads=2, scalars_size=60, checkpoint_format="medium")),
+        ("medium", dict(head_count_from="code", step=7, val_loss=3.5, max_seq_len=50)),
+        ("medium", dict(attention_layers=[0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11])),
+    ],
+)
+def test_info_says_what_the_file_is(tmp_path, fmt, expected):
+    path = tiny_file(tmp_path, fmt, step=7, val_loss=torch.tensor(3.5))
+    info, _ = inspect_checkpoint(path, max_seq_len=50)
+    assert {key: info[key] for key in expected} == expected
+    assert info["fingerprint"]["verdict"] == "confirmed"
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_max_seq_len_is_the_block_size_of_the_trunk(tmp_path):
+    trunk, info, _ = load_pretrained_checkpoint(tiny_file(tmp_path, "medium"), max_seq_len=8)
+    assert info["max_seq_len"] == trunk.config.max_seq_len == 8
+    with pytest.raises(ValueError, match="9 tokens"):
+        trunk(torch.zeros(1, 9, dtype=torch.long))
+
+
+def test_the_state_dict_of_a_module_and_its_optimizer_load(tmp_path):
+    """A module's own state dict pickles a `_metadata` attribute beside its items."""
+    model = GPTFlexAttention(100, 8, 1, 128, 64)
+    model.load_state_dict(tiny_state("small"))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0)
+    model.lm_loss(torch.arange(8), torch.arange(8)).backward()
+    optimizer.step()
+    path = tiny_file(tmp_path, "small", model.state_dict(), optimizers=[optimizer.state_dict()])
+    trunk, _, _ = load_pretrained_checkpoint(path)
+    assert torch.equal(trunk.blocks[0].attn.qkv_w, model.blocks[0].attn.qkv_w)
+
+
+CODES_THAT_TELL = {
+    "keywords": "model = GPT(num_layers=12, num_heads=4, model_dim=16)",
+    "positions": "model = GPT(333, 12, 4, 16, 1024)",
+    "name": "heads = 4\nmodel = GPT(333, 12, heads, 16)",
+    "annotated name": "heads: int = 4\nmodel = GPT(333, 12, num_heads=heads)",
+    "class attribute": "class Args:\n    heads = 4\nargs = Args()\nGPT(num_heads=args.heads)",
+    "module attribute": "import gpt\nmodel = gpt.GPT(num_heads=4)",
+    "same twice": "a = GPT(num_heads=4)\nb = GPT(num_heads=4)",
+}
+CODES_THAT_DO_NOT = {
+    "no code": "",
+    "no call": "print('GPT(num_heads=4)')  # GPT(num_heads=4)",
+    "syntax error": "model = GPT(num_heads=4",
+    "null byte": "GPT(num_heads=4)\0",
+    "too deep": "(" * 100_000,
+    "contradictory calls": "a = GPT(num_heads=4)\nb = GPT(num_heads=2)",
+    "name set twice": "heads = 4\nheads = 2\nmodel = GPT(num_heads=heads)",
+    "name changed": "heads = 4\nheads *= 2\nmodel = GPT(num_heads=heads)",
+    "expression": "model = GPT(num_heads=2 + 2)",
+    "unknown name": "model = GPT(num_heads=heads)",
+    "not a count": "model = GPT(num_heads=True)",
+    "not positive": "model = GPT(num_heads=0)",
+    "text": "model = GPT(num_heads='4')",
+    "not text": ["model = GPT(num_heads=4)"],
+    "a tensor": torch.ones(3),
+}
+
+
+@pytest.mark.parametrize("code", CODES_THAT_TELL.values(), ids=CODES_THAT_TELL)
+def test_heads_are_read_from_code(tmp_path, code):
+    info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium", code=code))
+    assert (info["num_heads"], info["head_dim"], info["head_count_from"]) == (4, 4, "code")
+
+
+@pytest.mark.parametrize("code", CODES_THAT_DO_NOT.values(), ids=CODES_THAT_DO_NOT)
+def test_heads_are_asked_for_where_code_does_not_tell(tmp_path, capsys, code):
+    path = tiny_file(tmp_path, "medium", code=code)
+    assert_refused(path, "number of heads can't be told.*--n_head", capsys)
+    info, _ = inspect_checkpoint(path, num_heads=4)
+    assert (info["num_heads"], info["head_count_from"]) == (4, "--n_head")
+
+
+def test_code_is_read_and_never_run(tmp_path):
+    witness = tmp_path / "witness"
+    code = f"open({str(witness)!r}, 'w').close()\n" + gpt_call(12, 4, 16)
+    info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium", code=code))
+    assert info["num_heads"] == 4
+    assert not witness.exists()
+
+
+def test_heads_of_sizes_in_use_need_no_code(tmp_path, monkeypatch):
+    monkeypatch.setitem(loader.KNOWN_HEADS, ("medium", 12, 16), 4)
+    info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium", code=""))
+    assert (info["num_heads"], info["head_count_from"]) == (4, "sizes in use")
+
+
+def test_code_is_believed_before_the_sizes_in_use(tmp_path, monkeypatch):
+    monkeypatch.setitem(loader.KNOWN_HEADS, ("medium", 12, 16), 4)
+    info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium"))
+    assert (info["num_heads"], info["head_count_from"]) == (2, "code")
+
+
+@pytest.mark.parametrize(
+    "layers, dim, heads",
+    [(16, 1024, 8), (24, 1152, 18), (36, 1280, 20), (20, 1280, 10), (24, 1536, 12)],
+)
+def test_the_sizes_in_use_are_those_of_the_design(layers, dim, heads):
+    assert loader.KNOWN_HEADS["medium", layers, dim] == heads
+
+
+def test_small_heads_are_always_of_128(tmp_path):
+    state = random_state("small", 6, 2, 256, 100, seed=3)
+    path = save_checkpoint(tmp_path / "file.pt", state)
+    info, _ = inspect_checkpoint(path)
+    assert (info["num_heads"], info["head_dim"], info["head_count_from"]) == (2, 128, "format")
+    with pytest.raises(CheckpointError, match=r"2 \(format\).*4 \(--n_head\)"):
+        inspect_checkpoint(path, num_heads=4)
+
+
+def test_small_of_a_width_without_heads_of_128_is_refused(tmp_path, capsys):
+    path = save_checkpoint(tmp_path / "file.pt", random_state("small", 6, 1, 64, 100, seed=3))
+    assert_refused(path, "width of 64, expected a multiple of 128", capsys)
+
+
+@pytest.mark.parametrize("code, source", [(gpt_call(12, 4, 16), "code"), ("", "sizes in use")])
+def test_a_contradicted_head_count_names_both_values(tmp_path, monkeypatch, code, source):
+    monkeypatch.setitem(loader.KNOWN_HEADS, ("medium", 12, 16), 4)
+    path = tiny_file(tmp_path, "medium", code=code)
+    with pytest.raises(CheckpointError, match=rf"4 \({source}\).*2 \(--n_head\)") as caught:
+        inspect_checkpoint(path, num_heads=2)
+    assert str(path) in str(caught.value)
+
+
+def test_a_head_count_that_does_not_divide_the_width_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="3 heads do not cut a width of 16"):
+        inspect_checkpoint(tiny_file(tmp_path, "medium", code=""), num_heads=3)
+
+
+@pytest.mark.parametrize(
+    "code, match",
+    [
+        (gpt_call(13, 2, 16), "num_layers=13, but its weights have 12"),
+        (gpt_call(12, 2, 32), "model_dim=32, but its weights have 16"),
+    ],
+)
+def test_code_that_contradicts_the_weights_is_refused(tmp_path, capsys, code, match):
+    assert_refused(tiny_file(tmp_path, "medium", code=code), match, capsys)
+
+
+INFO = {"file": "x.pt", "vocab_size": 50048, "num_layers": 12, "num_heads": 6, "model_dim": 768}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"n_layer": 12, "n_head": 6, "n_embd": 768},
+        {"vocab_size": 50048},
+        {"vocab_size": 50000},
+        {"vocab_size": 49921},
+    ],
+)
+def test_flags_that_agree_with_the_file_pass(flags):
+    assert check_flags_against_file(INFO, **flags) == []
+
+
+@pytest.mark.parametrize(
+    "flags, values",
+    [
+        ({"n_layer": 16}, ("--n_layer 16", "has 12")),
+        ({"n_head": 8}, ("--n_head 8", "has 6")),
+        ({"n_embd": 1024}, ("--n_embd 1024", "has 768")),
+        ({"vocab_size": 49920}, ("--vocab_size 49920", "has 50048")),
+        ({"vocab_size": 50049}, ("--vocab_size 50049", "has 50048")),
+    ],
+)
+def test_a_flag_that_contradicts_the_file_names_both_values(flags, values):
+    (problem,) = check_flags_against_file(INFO, **flags)
+    assert all(value in problem for value in (*values, "x.pt"))
+
+
+def test_every_contradicting_flag_is_told_at_once():
+    problems = check_flags_against_file(INFO, n_layer=1, n_head=1, n_embd=1, vocab_size=1)
+    assert len(problems) == 4
+
+
+@pytest.mark.parametrize("layers", [12, 16])
+@pytest.mark.parametrize("fmt, other", [("small", "medium"), ("medium", "small")])
+def test_the_scalars_of_another_family_are_reported(tmp_path, capsys, fmt, other, layers):
+    size = dict(layers=layers, heads=1, dim=128 if fmt == "small" else 16, vocab=100, seed=4)
+    state = random_state(fmt, **size, world_size=1)
+    state["scalars"] = random_state(other, **size, world_size=1)["scalars"]
+    path = save_checkpoint(tmp_path / "file.pt", state, code=gpt_call(layers, 1, size["dim"]))
+    assert_refused(path, f"keys are of format {fmt}, but training moved", capsys)
+
+
+@pytest.mark.parametrize("index, name", [(0, r"skip_weights\[0\]"), (45, r"sa_lambdas\[4,1\]")])
+def test_a_scalar_that_training_cannot_have_moved_is_named(tmp_path, capsys, index, name):
+    state = tiny_state("medium")
+    state["scalars"] = state["scalars"].clone()
+    state["scalars"][index] = 0.7
+    assert_refused(tiny_file(tmp_path, "medium", state), f"moved {name}", capsys)
+
+
+@BOTH
+def test_untrained_scalars_are_said(tmp_path, fmt):
+    layers = TINY[fmt]["layers"]
+    state = tiny_state(fmt) | {"scalars": loader.initial_scalars(layers)}
+    info, _ = inspect_checkpoint(tiny_file(tmp_path, fmt, state))
+    assert info["fingerprint"]["verdict"] == "not trained"
+
+
+MEASURE_MEMORY = """
+import re, sys
+from load_checkpoint_helper import load_pretrained_checkpoint
+anonymous = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+load_pretrained_checkpoint(sys.argv[1])  # the first load imports much of torch
+before = anonymous()
+trunk, info, checkpoint = load_pretrained_checkpoint(sys.argv[2])
+print(anonymous() - before, sum(p.numel() for p in trunk.parameters()) * 4 // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_optimizer_states_are_not_read_into_memory(tmp_path):
+    state = random_state("small", 12, 2, 256, 100, seed=5)
+    moments = [{"state": {0: {"exp_avg": torch.ones(30_000_000)}}}]
+    path = save_checkpoint(tmp_path / "file.pt", state, optimizers=moments)
+    first = tiny_file(tmp_path, "medium")
+    done = run_python("-c", MEASURE_MEMORY, str(first), str(path))
+    growth, weights = map(int, done.stdout.split())
+    assert path.stat().st_size > 150e6, "the case must hold large optimizer states"
+    assert 0.5 * weights < growth < 1.2 * weights + 20_000  # KiB
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+
+
+class Saboteur:
+    """Leaves a file behind when it is unpickled for real."""
+
+    def __init__(self, witness: Path):
+        self.witness = str(witness)
+
+    def __setstate__(self, state: dict) -> None:
+        Path(state["witness"]).touch()
+
+
+def test_a_class_in_the_file_is_never_looked_up_nor_run(tmp_path):
+    witness = tmp_path / "witness"
+    path = tiny_file(tmp_path, "medium", optimizers=[{"own": Saboteur(witness)}])
+    assert inspect_checkpoint(path)[0]["num_layers"] == 12
+    assert not witness.exists()
+    torch.load(path, weights_only=False)
+    assert witness.exists(), "the case must be one that would run"
+
+
+def test_a_dataclass_of_main_and_a_namespace_do_not_prevent_loading(tmp_path, monkeypatch):
+    settings = type("ParamConfig", (), {"__module__": "__main__"})
+    slotted = type("Slotted", (), {"__module__": "__main__", "__slots__": ("lr",)})
+    with monkeypatch.context() as patch:
+        for own in (settings, slotted):
+            patch.setattr(sys.modules["__main__"], own.__name__, own, raising=False)
+        first, second = settings(), slotted()
+        first.lr = second.lr = torch.ones(2)
+        path = tiny_file(
+            tmp_path,
+            "medium",
+            optimizers=[{"configs": [first, second]}],
+            args=argparse.Namespace(lr=0.1, seed=None),
+        )
+    trunk, _, _ = load_pretrained_checkpoint(path)
+    assert torch.equal(trunk.scalars, tiny_state("medium")["scalars"])
+
+
+class Calls:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function: Callable, *arguments: object):
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize("place", ["top level", "optimizers", "model"])
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda witness: Calls(os.system, f"touch {witness}"), f"{os.name}.system"),
+        (lambda witness: Calls(exec, f"open({str(witness)!r}, 'w')"), "exec"),
+        (lambda witness: Calls(pathlib.Path.touch, witness), "getattr|touch|Path"),
+        (lambda witness: Fraction(1, 3), "fractions.Fraction"),
+    ],
+    ids=["os.system", "exec", "method", "constructor"],
+)
+def test_a_pickle_that_calls_anything_is_refused(tmp_path, capsys, place, call, name):
+    witness = tmp_path / "witness"
+    malice = call(witness)
+    others = {"top level": {"extra": malice}, "optimizers": {"optimizers": [{"state": malice}]}}
+    state = tiny_state("medium") | ({"extra": malice} if place == "model" else {})
+    path = tiny_file(tmp_path, "medium", state, **others.get(place, {}))
+    assert_refused(path, f"its pickle calls .*({name}).*nothing .* is executed", capsys)
+    assert not witness.exists()
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    assert_refused(tmp_path / "none.pt", "no such file", capsys)
+
+
+def test_a_name_too_long_for_the_file_system(tmp_path, capsys):
+    with pytest.raises(CheckpointError, match="can't be read"):
+        inspect_checkpoint(tmp_path / ("x" * 300))
+    assert main([str(tmp_path / ("x" * 300))]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_directory(tmp_path, capsys):
+    assert_refused(tmp_path, "not a file", capsys)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04" + bytes(200), pickle.dumps({"model": {}})]
+)
+def test_a_file_that_is_not_a_zip(tmp_path, capsys, content):
+    path = tmp_path / "file.pt"
+    path.write_bytes(content)
+    assert_refused(path, "not the zip that torch.save writes", capsys)
+
+
+@pytest.mark.parametrize("members", [[], ["a/b.txt"], ["a/data.pkl", "b/data.pkl"]])
+def test_a_zip_that_torch_did_not_write(tmp_path, capsys, members):
+    path = tmp_path / "file.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in members:
+            archive.writestr(name, b"N.")
+    assert_refused(path, "not one that torch.save wrote", capsys)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), None])
+def test_a_file_without_a_dict(tmp_path, capsys, content):
+    path = tmp_path / "file.pt"
+    torch.save(content, path)
+    assert_refused(path, "expected the dict", capsys)
+
+
+def test_a_compressed_zip(tmp_path, capsys):
+    path = rewritten(
+        tiny_file(tmp_path, "medium"), lambda _, data: data, compression=zipfile.ZIP_DEFLATED
+    )
+    assert_refused(path, "compressed", capsys)
+
+
+def test_a_zip_rewritten_without_compression_loads(tmp_path):
+    """So that the other rewritten files fail by what was changed in them."""
+    path = rewritten(tiny_file(tmp_path, "medium"), lambda _, data: data)
+    assert inspect_checkpoint(path)[0]["num_layers"] == 12
+
+
+def test_a_big_endian_file(tmp_path, capsys):
+    path = rewritten(
+        tiny_file(tmp_path, "medium"),
+        lambda name, data: b"big" if name.endswith("byteorder") else data,
+    )
+    assert_refused(path, "big-endian", capsys)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_storage_shorter_than_its_tensor(tmp_path, capsys, keep):
+    path = rewritten(
+        tiny_file(tmp_path, "medium"),
+        lambda name, data: data[:keep] if name.endswith("data/0") else data,
+    )
+    assert_refused(path, "embed.weight .* needs 5328 values, and its storage has", capsys)
+
+
+@pytest.mark.parametrize(
+    "old, new, match",
+    [
+        (b"M\x4d\x01K\x10\x86", b"M\x4e\x01K\x10\x86", "needs 5344 values"),
+        (b"M\xd0\x14", b"M\xd1\x14", "its storage has 5328"),
+        (b"K\x10K\x01\x86", b"K\x11K\x01\x86", "needs 5660 values"),
+        (b"K\x10K\x01\x86", b"J\xf0\xff\xff\xffK\x01\x86", "impossible shape"),
+        (b"M\x4d\x01K\x10\x86", b"M\x4d\x01\x85", "impossible shape"),
+        (b"M\x4d\x01K\x10\x86", b"M\x4d\x01", "damaged|impossible shape"),
+    ],
+    ids=["rows", "numel", "stride", "negative stride", "one dimension", "size no tuple"],
+)
+def test_a_tensor_that_does_not_fit_its_storage(tmp_path, capsys, old, new, match):
+    def alter(name: str, data: bytes) -> bytes:
+        assert old in data or not name.endswith("data.pkl")
+        return data.replace(old, new, 1) if name.endswith("data.pkl") else data
+
+    assert_refused(rewritten(tiny_file(tmp_path, "medium"), alter), match, capsys)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"",
+        b".",
+        b"}",
+        b"}q\x00.x",
+        b"r\xff\xff\xff\xff.",
+        b"cos\nsystem\n(S'ls'\ntR.",
+        b"\x80\x63.",
+    ],
+)
+def test_a_pickle_of_any_bytes(tmp_path, capsys, pickled):
+    path = rewritten(
+        tiny_file(tmp_path, "medium"),
+        lambda name, data: pickled if name.endswith("data.pkl") else data,
+    )
+    assert_refused(path, "pickle|no weights|can't load", capsys)
+
+
+def load_or_refuse(path: Path) -> dict[str, Tensor] | None:
+    try:
+        return inspect_checkpoint(path)[1]["model"]
+    except CheckpointError as error:
+        assert str(path) in str(error)
+        return None
+
+
+def assert_exactly_right(state: dict[str, Tensor]) -> None:
+    expected = tiny_state("medium")
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_a_truncated_file(tmp_path):
+    path = tiny_file(tmp_path, "medium")
+    whole = path.read_bytes()
+    ends = [*range(0, len(whole), len(whole) // 60), *range(len(whole) - 30, len(whole))]
+    for end in ends:
+        path.write_bytes(whole[:end])
+        assert load_or_refuse(path) is None, end
+
+
+def test_a_flipped_bit_in_any_storage_of_the_model(tmp_path):
+    path = tiny_file(tmp_path, "medium")
+    whole, generator = path.read_bytes(), random.Random(0)
+    spans = storage_spans(path)
+    assert len(spans) == len(tiny_state("medium"))
+    for span in spans.values():
+        damaged = bytearray(whole)
+        damaged[generator.choice(span)] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="bytes of .* are damaged"):
+            inspect_checkpoint(path)
+
+
+def test_a_flipped_bit_elsewhere_never_gives_wrong_weights(tmp_path):
+    path = tiny_file(tmp_path, "medium", args=argparse.Namespace(lr=0.1))
+    whole, generator = path.read_bytes(), random.Random(0)
+    in_storages = {i for span in storage_spans(path).values() for i in span}
+    elsewhere = [i for i in range(len(whole)) if i not in in_storages]
+    outcomes = {"loaded": 0, "refused": 0}
+    for position in generator.sample(elsewhere, 400):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        state = load_or_refuse(path)
+        outcomes["refused" if state is None else "loaded"] += 1
+        if state is not None:
+            assert_exactly_right(state)
+    assert outcomes["refused"] > 100, "headers, directory and pickle must have been hit"
+
+
+def without(state: dict, pattern: str) -> dict:
+    return {name: tensor for name, tensor in state.items() if not re.search(pattern, name)}
+
+
+def with_value(state: dict, name: str, value: float) -> dict:
+    changed = state[name].clone()
+    changed.view(-1)[-1] = value
+    return state | {name: changed}
+
+
+STATE_ERRORS = {
+    "no weights": (lambda fmt, s: {}, "no weights under 'model'"),
+    "a number for a tensor": (lambda fmt, s: s | {"extra": 3}, "extra is no tensor"),
+    "a nested dict": (lambda fmt, s: {"nested": s}, "nested is no tensor"),
+    "a name that is a number": (lambda fmt, s: s | {3: s["scalars"]}, "3 is no tensor"),
+    "embedding missing": (lambda fmt, s: without(s, "^embed"), "missing embed.weight"),
+    "scalars missing": (lambda fmt, s: without(s, "scalars"), "missing scalars"),
+    "head missing": (lambda fmt, s: without(s, "lm_head"), "missing lm_head"),
+    "value table missing": (lambda fmt, s: without(s, r"embeds\.1"), r"missing value_embeds\.1"),
+    "a weight missing": (
+        lambda fmt, s: without(s, re.escape(block_key(fmt, 2, "fc"))),
+        r"missing blocks\.2\.mlp",
+    ),
+    "middle block missing": (lambda fmt, s: without(s, r"blocks\.4\."), r"missing blocks\.4\."),
+    "last block missing": (
+        lambda fmt, s: without(s, r"blocks\.7\." if fmt == "small" else r"blocks\.11\."),
+        "even number|padding of ones",
+    ),
+    "last two blocks missing": (
+        lambda fmt, s: without(s, r"blocks\.[67]\." if fmt == "small" else r"blocks\.1[01]\."),
+        "padding of ones",
+    ),
+    "attention of block 5 missing": (
+        lambda fmt, s: without(s, r"blocks\.5\.attn"),
+        r"missing blocks\.5\.attn",
+    ),
+    "left over": (lambda fmt, s: s | {"blocks.0.attn.gate": s["scalars"]}, "unknown blocks.0.attn"),
+    "leading zero": (
+        lambda fmt, s: s | {block_key(fmt, 0, "fc").replace("0", "00"): s["scalars"]},
+        r"unknown blocks\.00",
+    ),
+    "fourth value table": (
+        lambda fmt, s: s | {"value_embeds.3.weight": s["embed.weight"]},
+        r"unknown value_embeds\.3",
+    ),
+    "transposed": (
+        lambda fmt, s: s | {block_key(fmt, 2, "fc"): s[block_key(fmt, 2, "fc")].T.contiguous()},
+        r"blocks\.2\.mlp.* expected \(\d+, \d+\)",
+    ),
+    "value table of other rows": (
+        lambda fmt, s: s | {"value_embeds.1.weight": s["embed.weight"][:-1].clone()},
+        r"value_embeds\.1\.weight is .* expected",
+    ),
+    "embedding flat": (
+        lambda fmt, s: s | {"embed.weight": s["embed.weight"].flatten()},
+        "expected a matrix",
+    ),
+    "integers": (
+        lambda fmt, s: s | {"embed.weight": s["embed.weight"].long()},
+        "embed.weight is torch.int64, expected floating point",
+    ),
+    "NaN": (lambda fmt, s: with_value(s, block_key(fmt, 1, "fc"), torch.nan), r"NaN.*blocks\.1"),
+    "infinity": (lambda fmt, s: with_value(s, "embed.weight", torch.inf), "infinity.*embed"),
+    "NaN scalar": (lambda fmt, s: with_value(s, "scalars", torch.nan), "NaN.*scalars"),
+    "too few scalars": (
+        lambda fmt, s: s | {"scalars": s["scalars"][: 5 * TINY[fmt]["layers"] - 1].clone()},
+        "scalars, expected at least",
+    ),
+    "padding that is no padding": (
+        lambda fmt, s: s | {"scalars": torch.cat([s["scalars"], torch.zeros(4)])},
+        "padding of ones",
+    ),
+    "both formats": (
+        lambda fmt, s: s | without(tiny_state("small"), "x") | without(tiny_state("medium"), "x"),
+        "keys are of both small and medium",
+    ),
+    "one key of the other": (
+        lambda fmt, s: s | {"lm_head_w" if fmt == "small" else "lm_head.weight": s["embed.weight"]},
+        "keys are of both small and medium",
+    ),
+    "neither format": (lambda fmt, s: {"conv.weight": s["scalars"]}, "of none of small, medium"),
+    "fine-tuned": (
+        lambda fmt, s: {f"pretrained_model.{name}": tensor for name, tensor in s.items()},
+        "a fine-tuned checkpoint",
+    ),
+    "with and without prefix": (
+        lambda fmt, s: s | {f"_orig_mod.{name}": tensor for name, tensor in s.items()},
+        "with and without a wrapper's prefix",
+    ),
+    "one key under two prefixes": (
+        lambda fmt, s: s | {"module.scalars": s["scalars"]},
+        "with and without a wrapper's prefix",
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("change, match", STATE_ERRORS.values(), ids=STATE_ERRORS)
+def test_weights_that_are_not_a_whole_model_are_refused(tmp_path, capsys, fmt, change, match):
+    # Without code, so that what is missing shows in the weights alone.
+    path = tiny_file(tmp_path, fmt, change(fmt, tiny_state(fmt)), code="")
+    assert_refused(path, match, capsys, num_heads=TINY[fmt]["heads"])
+
+
+@BOTH
+def test_attention_missing_from_the_only_block_without_is_noticed(tmp_path, capsys, fmt):
+    """Block 7 has its attention and block 5 lost it: by keys alone, 5 is the one without."""
+    size = TINY[fmt]
+    state = without(random_state(**size, no_attention=99), r"blocks\.5\.attn")
+    path = tiny_file(tmp_path, fmt, state)
+    assert_refused(path, "attention of block 5 is missing", capsys)
+
+
+@BOTH
+@pytest.mark.parametrize("block", [4, 99])
+def test_the_block_without_attention_is_found_wherever_it_is(tmp_path, fmt, block):
+    size = TINY[fmt]
+    path = tiny_file(tmp_path, fmt, random_state(**size, no_attention=block))
+    info, _ = inspect_checkpoint(path)
+    assert info["attention_layers"] == [i for i in range(size["layers"]) if i != block]
+
+
+EXAMPLES_OF_OTHER_FAMILIES = {
+    "GPT-2": "transformer.h.0.attn.c_attn.weight",
+    "the 2024 scripts with c_q, c_k, c_v, or nanochat": "transformer.h.0.attn.c_q.weight",
+    "later scripts with gated attention": "blocks.0.attn.attn_gate.weight",
+    "later scripts with a smear gate": "smear_gate.weight",
+    "later scripts with gated value embeddings": "value_embed_gate.weight",
+    "later scripts that keep their weights in banks": "attn_bank",
+    "later scripts with a second embedding": "embed2.weight",
+    "scripts with lambdas in every block": "blocks.0.lambdas",
+}
+
+
+@pytest.mark.parametrize("family", [family for _, family in loader.OTHER_FAMILIES])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_another_family_is_named(tmp_path, capsys, family, prefix):
+    key = EXAMPLES_OF_OTHER_FAMILIES[family]
+    state = {prefix + name: t for name, t in (tiny_state("medium") | {key: torch.ones(2)}).items()}
+    match = f"has {re.escape(key)}, as {re.escape(family)}: .*not supported"
+    assert_refused(tiny_file(tmp_path, "medium", state), match, capsys)
+
+
+def test_a_fine_tuned_checkpoint_of_ours_is_named(tmp_path, capsys):
+    path = tmp_path / "file.pt"
+    torch.save({"kind": loader.FINE_TUNED_KIND, "weights": tiny_state("medium")}, path)
+    assert_refused(path, "fine-tuned checkpoint of this project.*--eval_only", capsys)
+
+
+def test_a_file_without_model_says_what_it_has(tmp_path, capsys):
+    path = tmp_path / "file.pt"
+    torch.save({"step": 1, "weights": tiny_state("medium")}, path)
+    assert_refused(path, "no weights under 'model' .found step, weights", capsys)
+
+
+def touched(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize(
+    "names, best",
+    [
+        (["s_step000009.pt", "s_step000100.pt", "s_step000020.pt"], "s_step000100.pt"),
+        (["s_step000100_val1.3.pt", "s_step000050_val1.2727.pt"], "s_step000050_val1.2727.pt"),
+        (["s_step000900.pt", "s_step000001_val9.5.pt"], "s_step000001_val9.5.pt"),
+        (["s_step1_val10.1.pt", "s_step2_val9.9.pt"], "s_step2_val9.9.pt"),
+        (["s_step1_val2.0.pt", "s_step2_val2.0.pt"], "s_step2_val2.0.pt"),
+    ],
+)
+def test_the_best_of_a_glob(tmp_path, names, best):
+    touched(tmp_path, *names)
+    assert resolve_checkpoint_path(str(tmp_path / "s_*.pt")) == tmp_path / best
+
+
+def test_the_best_of_several_patterns(tmp_path):
+    touched(tmp_path, "a_val3.1.pt", "a_val3.0.pt", "b_val2.9.pt")
+    patterns = [str(tmp_path / "a_*.pt"), str(tmp_path / "b_val2.9.pt")]
+    assert resolve_checkpoint_path(patterns).name == "b_val2.9.pt"
+
+
+def test_a_literal_path_may_hold_glob_characters(tmp_path):
+    touched(tmp_path, "run[1].pt", "run1.pt")
+    assert resolve_checkpoint_path(str(tmp_path / "run[1].pt")).name == "run[1].pt"
+
+
+@pytest.mark.parametrize("name, match", [("none_*.pt", "matches no file"), ("none.pt", "no such")])
+def test_a_pattern_that_matches_nothing_is_named_among_others(tmp_path, capsys, name, match):
+    touched(tmp_path, "there.pt")
+    pattern = str(tmp_path / name)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        resolve_checkpoint_path([str(tmp_path / "there.pt"), pattern])
+    assert pattern in str(caught.value)
+    assert main([pattern]) == 2
+    assert pattern in capsys.readouterr().err
+
+
+def write_shard(
+    path: Path, tokens: list[int], version: int = 1, bits: int = 0, dtype: str = "<u2", **header
+) -> Path:
+    words = np.zeros(256, dtype="<i4")
+    words[:4] = header.get("magic", 20240520), version, header.get("count", len(tokens)), bits
+    path.write_bytes(words.tobytes() + np.array(tokens, dtype=dtype).tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    "version, bits, dtype", [(1, 0, "<u2"), (2, 16, "<u2"), (2, 0, "<u4"), (2, 32, "<u4")]
+)
+def test_a_shard_is_read_by_version_and_token_width(tmp_path, version, bits, dtype):
+    tokens = [1, 50256, 0, 65535]
+    path = write_shard(tmp_path / "t.bin", tokens, version, bits, dtype)
+    assert read_token_shard(path).tolist() == tokens
+
+
+def test_tokens_above_16_bits_survive(tmp_path):
+    path = write_shard(tmp_path / "t.bin", [5, 100_000], version=2, bits=32, dtype="<u4")
+    assert read_token_shard(path).tolist() == [5, 100_000]
+
+
+@pytest.mark.parametrize(
+    "shard, match",
+    [
+        (dict(magic=20240521), "not a token shard"),
+        (dict(version=3), "version 3"),
+        (dict(version=2, bits=8), "8 bits"),
+        (dict(count=5), "says 5 tokens, but 4 are there"),
+        (dict(count=-1), "says -1 tokens"),
+    ],
+    ids=["magic", "version", "width", "truncated", "negative count"],
+)
+def test_a_damaged_shard_is_refused(tmp_path, shard, match):
+    path = write_shard(tmp_path / "t.bin", [1, 2, 3, 4], **shard)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        read_token_shard(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(4 * 256)])
+def test_a_shard_of_any_bytes_is_refused(tmp_path, content):
+    path = tmp_path / "t.bin"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a token shard"):
+        read_token_shard(path)
+
+
+@pytest.mark.parametrize("name", ["none.bin", "."])
+def test_a_shard_that_cannot_be_read_is_refused(tmp_path, name):
+    with pytest.raises(CheckpointError, match="can't be read"):
+        read_token_shard(tmp_path / name)
+
+
+TOKENS = np.random.RandomState(0).randint(0, 100, size=101).astype(np.uint16)
+
+
+def reference_loss(fmt: str, row_length: int, num_rows: int) -> float:
+    state, heads, losses = tiny_state(fmt), TINY[fmt]["heads"], []
+    tokens = torch.from_numpy(TOKENS.astype(np.int64))
+    for start in range(0, num_rows * row_length, row_length):
+        features = reference.features(fmt, state, heads, tokens[start : start + row_length])
+        targets = tokens[start + 1 : start + 1 + row_length]
+        losses.append(reference.lm_loss(fmt, state, features, targets))
+    return sum(losses) / len(losses)
+
+
+@BOTH
+@pytest.mark.parametrize("batch_tokens", [1, 70, 4096])
+def test_lm_check_is_the_loss_of_the_reference(tmp_path, fmt, batch_tokens):
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt))
+    found = lm_check(trunk, TOKENS, row_length=30, max_rows=64, batch_tokens=batch_tokens)
+    assert (found["rows"], found["tokens"]) == (3, 90)
+    assert found["lm_loss"] == pytest.approx(reference_loss(fmt, 30, 3), abs=1e-4)
+
+
+def test_lm_check_stops_at_max_rows(tmp_path):
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, "medium"))
+    found = lm_check(trunk, TOKENS, row_length=30, max_rows=2)
+    assert found["lm_loss"] == pytest.approx(reference_loss("medium", 30, 2), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tokens, match",
+    [
+        (np.arange(30), "no row of 30"),
+        (np.full(31, 333), "token 333, but the checkpoint only 333"),
+    ],
+)
+def test_lm_check_refuses_tokens_that_do_not_fit(tmp_path, tokens, match):
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, "medium"))
+    with pytest.raises(CheckpointError, match=match):
+        lm_check(trunk, tokens, row_length=30, max_rows=1)
+
+
+@pytest.mark.parametrize(
+    "error, verdict", [(0.0, "agrees"), (0.001, "agrees"), (0.05, "near"), (-0.5, "differs")]
+)
+def test_the_inspector_compares_the_loss_with_the_recorded_one(tmp_path, capsys, error, verdict):
+    recorded = reference_loss("medium", 30, 3) + error
+    path = tiny_file(tmp_path, "medium", val_loss=recorded)
+    shard = write_shard(tmp_path / "t.bin", TOKENS.tolist())
+    arguments = ["--json", "--lm_check", str(shard), "--lm_row_length", "30"]
+    assert main([str(path), *arguments]) == 0
+    check = json.loads(capsys.readouterr().out)["lm_check"]
+    assert check["verdict"].startswith(verdict)
+    assert check["difference"] == pytest.approx(-error, abs=1e-4)
+
+
+def test_without_a_recorded_loss_there_is_no_verdict(tmp_path, capsys):
+    shard = write_shard(tmp_path / "t.bin", TOKENS.tolist())
+    path = tiny_file(tmp_path, "medium")
+    assert main([str(path), "--lm_check", str(shard), "--lm_row_length", "30"]) == 0
+    printed = capsys.readouterr().out
+    assert "lm_loss" in printed and "verdict" not in printed.split("lm_check")[1]
+
+
+def test_the_inspector_prints_every_field(tmp_path, capsys):
+    path = tiny_file(tmp_path, "medium")
+    info, _ = inspect_checkpoint(path)
+    assert main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(info)
+    assert main([str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == info
+
+
+@pytest.mark.parametrize("flag", ["--n_head", "--lm_row_length", "--lm_rows"])
+def test_the_inspector_wants_positive_numbers(capsys, flag):
+    with pytest.raises(SystemExit, match="2"):
+        main(["file.pt", flag, "0"])
+    assert f"{flag} 0: expected a positive number" in capsys.readouterr().err
+
+
+def test_the_inspector_as_a_command(tmp_path):
+    path = tiny_file(tmp_path, "medium")
+    done = run_python("load_checkpoint_helper.py", str(tmp_path / "med*.pt"), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["file"] == str(path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "hostile"])
+def test_errors_of_the_inspector_as_a_command(tmp_path, damage):
+    malice = {"extra": Calls(os.system, "true")} if damage == "hostile" else {}
+    path = tiny_file(tmp_path, "medium", **malice)
+    if damage == "missing":
+        path.unlink()
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    done = run_python("load_checkpoint_helper.py", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
