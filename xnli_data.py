@@ -195,7 +195,8 @@ def pair_encoding(
             parsed["model"]["dropout"] = None
         for added in parsed.get("added_tokens") or []:
             # Only tokens marked special are left alone by encode_special_tokens below.
-            added["special"] |= added["content"] in END_OF_TEXT_TOKENS
+            if added["content"] in END_OF_TEXT_TOKENS:
+                added["special"] = True
         tokenizer = Tokenizer.from_str(json.dumps(parsed))
     # tokenizers raises bare Exception for what its own parser refuses.
     except Exception as error:
@@ -327,8 +328,15 @@ def _saved_source(folder: Path) -> _Source:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 
     def load() -> Mapping[str, object]:
+        datasets = _import_datasets()
         with _said_as_data_error(str(folder)):
-            return dict(_import_datasets().load_from_disk(str(folder)))
+            splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
+        loaded = {}
+        for split in splits:
+            # It stumbles over a split that was saved without rows.
+            with _said_as_data_error(f"{folder}: {split}, empty or damaged"):
+                loaded[split] = datasets.load_from_disk(str(folder / split))
+        return loaded
 
     return _Source(str(folder), _hash_files(files, folder), load)
 
@@ -369,7 +377,7 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
     numbers = [(int(shard[1]), int(shard[2])) for shard in shards if shard]
     if numbers and numbers != [(i, numbers[0][1]) for i in range(numbers[0][1])]:
         names = _listed([path.name for path in paths])
-        raise DataError(f"{paths[0].parent}: {names} are not all shards of one split; copy them all")
+        raise DataError(f"{paths[0].parent}: found only {names} of the shards; copy all of them")
 
 
 def _load_file(split: str, paths: list[Path], request: DataRequest, cache_dir: Path) -> object:
@@ -513,13 +521,12 @@ def _compare_with_plain_reading(
         raise DataError(
             f"{paths[0]}: {len(rows)} rows, but datasets reads {len(loaded)}; write it as parquet"
         )
-    columns = [loaded[column][:] for column in request.columns]
-    for number, (row, *read) in enumerate(zip(rows, *columns, strict=True), start=1):
-        for plain, value in zip(row, read, strict=True):
-            if plain != value:
+    for place, column in enumerate(request.text_columns):
+        for number, (row, text) in enumerate(zip(rows, loaded[column][:], strict=True), start=1):
+            if row[place] != text:
                 raise DataError(
                     f"{paths[0]}: row {number} is read as something else by datasets "
-                    f"({plain!r} as {value!r}); write it as parquet"
+                    f"({row[place]!r} as {text!r}); write it as parquet"
                 )
 
 
@@ -566,13 +573,18 @@ def _repository_source(
         where["cache_dir"] = str(cache_dir / f"datasets-{digest[:16]}")
         with _said_as_data_error(str(folder)):
             reader = datasets.load_dataset_builder(**where).config
+        paths = {
+            split: [Path(path) for path in reader.data_files[split]]
+            for split in request.splits
+            if split in reader.data_files
+        }
+        separator = getattr(reader, "sep", "")
+        plain = {split: _read_plainly(paths[split], split, separator, request) for split in paths}
+        with _said_as_data_error(str(folder)):
             loaded = dict(datasets.load_dataset(**where))
-        for split in request.splits:
-            paths = [Path(path) for path in reader.data_files.get(split, ())]
-            if paths:
-                plain = _read_plainly(paths, split, getattr(reader, "sep", ""), request)
-                _compare_with_plain_reading(loaded[split], plain, paths, request)
-                _compare_class_names(loaded[split], paths, request)
+        for split in paths:
+            _compare_with_plain_reading(loaded[split], plain[split], paths[split], request)
+            _compare_class_names(loaded[split], paths[split], request)
         return loaded
 
     return _Source(str(folder), digest, load)
@@ -637,7 +649,7 @@ class _said_as_data_error:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         import datasets
 
-        readers_errors = (OSError, ValueError, TypeError, LookupError, RuntimeError)
+        readers_errors = (OSError, ValueError, TypeError, LookupError, RuntimeError, StopIteration)
         if isinstance(error, (*readers_errors, datasets.exceptions.DatasetsError)):
             reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
             raise DataError(f"{self.name}: datasets can't read it ({reason[0]})") from error
@@ -781,11 +793,13 @@ def _classes(
         )
     absent = [label for label in classes if label not in present]
     if absent and basis == "train":
-        highest = max(found, key=str if isinstance(next(iter(found)), str) else int)
+        seen = [
+            f"row {labels[basis].index(label) + 1} has {label}"
+            for label in sorted(found, reverse=True)
+        ]
         raise DataError(
-            f"{name}: no example of {_listed(absent)} in train, so it can't be learned (row "
-            f"{labels[basis].index(highest) + 1} has {highest}); add examples, or say "
-            "--num_classes for a set with fewer classes"
+            f"{name}: no example of {_listed(absent)} in train, so it can't be learned "
+            f"({_listed(seen)}); add examples, or say --num_classes for a set with fewer classes"
         )
     if len(classes) < 2:
         raise DataError(f"{name}: only one class, {classes[0]}, in {basis}; expected two or more")

@@ -339,6 +339,7 @@ def test_the_loop_sees_every_example_once_an_epoch(model):
         (2, [0.5, 0.6, 0.6, 0.5, 0.9], 4, 2),
         (1, [0.5, 0.4, 0.9], 2, 1),
         (3, [0.5, 0.4, 0.3, 0.6, 0.5], 5, 4),
+        (2, [0.5, 0.4, 0.6, 0.5, 0.7], 5, 5),
         (0, [0.5, 0.4, 0.3, 0.2, 0.1], 5, 1),
     ],
 )
@@ -383,6 +384,8 @@ def test_mixed_precision_keeps_parameters_in_float32_and_comes_near_the_exact_gr
     scaler = torch.amp.GradScaler("cpu", enabled=dtype is torch.float16, init_scale=128.0)
     result, found = one_step(model, recipe, data, CUTS["uneven"], scaler=scaler)
     assert not result.skipped
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in expected.values()))
+    assert result.grad_norm == pytest.approx(norm, rel=0.05), "clipping must see unscaled gradients"
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert_same_gradients(found, expected, relative=2e-6 if dtype is torch.float32 else 0.1)
     if dtype is not torch.float32:
