@@ -414,18 +414,17 @@ def _check_loggers(args: argparse.Namespace) -> None:
 
 
 def _check_folders(args: argparse.Namespace) -> None:
-    names = ["cache_dir"] if args.prepare_only else ["cache_dir", "out_dir"]
+    """Nothing is made yet: a command line with a problem leaves no folders behind."""
     problems = []
-    for name in names:
+    for name in ["cache_dir"] if args.prepare_only else ["cache_dir", "out_dir"]:
         folder = Path(getattr(args, name))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problems.append(f"--{name} {folder}: can't be made ({error.strerror})")
-        else:
-            # A cache filled by somebody else needs only reading.
-            if name == "out_dir" and not os.access(folder, os.W_OK):
-                problems.append(f"--{name} {folder}: not writable")
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        # A cache filled by somebody else needs only reading.
+        must_write = name == "out_dir" or nearest != folder
+        if not nearest.is_dir():
+            problems.append(f"--{name} {folder}: can't be made, {nearest} is a file")
+        elif must_write and not os.access(nearest, os.W_OK | os.X_OK):
+            problems.append(f"--{name} {folder}: {nearest} is not writable")
     if problems:
         raise UsageError(problems)
 
@@ -854,6 +853,7 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
         scores = score_best(args, inputs, data)
         save_json(Path(args.out_dir) / "results.json", _earlier_results(args) | scores)
         return
+    Path(args.out_dir).mkdir(parents=True, exist_ok=True)
     write_config(args, inputs, data)
     model = build_model(args, inputs.info, len(data.classes))
     model, optimizer, scaler = load_pretrained_model(args, model)

@@ -78,6 +78,12 @@ def train_tokenizer(path: Path, vocab_size: int, added_tokens: int = 0) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    """The folders of the defaults are relative."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory) -> types.SimpleNamespace:
     """A dataset, its tokenizer, and a small-format checkpoint of random weights."""
@@ -629,14 +635,24 @@ def test_a_folder_that_cannot_be_made(name, assets, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     argv = command(assets, tmp_path / "out", f"--{name}", tmp_path / "file" / "inside")
     (line,) = error_lines(argv, capsys)
-    assert f"--{name} {tmp_path}/file/inside: can't be made" in line
+    assert f"--{name} {tmp_path}/file/inside: can't be made, {tmp_path}/file is a file" in line
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written(assets, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["out_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_written(name, assets, tmp_path, capsys, monkeypatch):
     # Root may write everywhere, so that permissions alone would not fail here.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    (line,) = error_lines(command(assets, tmp_path), capsys)
-    assert f"--out_dir {tmp_path}: not writable" in line
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked)
+    argv = command(assets, tmp_path / "out", f"--{name}", locked / "a" / "b")
+    (line,) = error_lines(argv, capsys)
+    assert f"--{name} {locked}/a/b: {locked} is not writable" in line
+
+
+def test_a_filled_cache_needs_only_reading(assets, tmp_path, monkeypatch, trained):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != assets.cache)
+    assert finetune.main(command(assets, tmp_path, "--prepare_only")) == 0
 
 
 def test_checkpoint_and_tokenizer_are_asked_for_together(tmp_path, capsys):
