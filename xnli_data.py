@@ -217,6 +217,18 @@ def pair_encoding(
     return PairEncoding(tokenizer, digest, end_of_text, template, block_size)
 
 
+def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:
+    """One row of token ids for every (premise, hypothesis), as `load_encoded` makes them."""
+    rows = []
+    for number, texts in enumerate(pairs, start=1):
+        encoded = [
+            np.array(encoding.tokenizer.encode(text.strip("\r\n"), add_special_tokens=False).ids)
+            for text in texts
+        ]
+        rows.append(np.concatenate(_encode_pair(*encoded, f"pair {number}", encoding)[0]))
+    return rows
+
+
 def cuts_vowel_signs(tokenizer: Tokenizer) -> bool:
     """Whether the pre-tokenizer cuts Devanagari words at their vowel signs, as the default
     byte-level pattern does: about twice the tokens of one that doesn't."""
@@ -955,7 +967,6 @@ def _encode_distinct(
 def _encode_split(
     split: str, rows: TextSplit, encoded: Mapping[str, np.ndarray], encoding: PairEncoding
 ) -> tuple[dict[str, np.ndarray], dict]:
-    space = encoding.block_size - encoding.num_special_tokens
     pieces: list[np.ndarray] = []
     lengths, spans = [], []
     num_cut = num_words = num_text_tokens = 0
@@ -963,15 +974,13 @@ def _encode_split(
         zip(rows.premises, rows.hypotheses, strict=True), start=1
     ):
         premise_ids, hypothesis_ids = encoded[premise], encoded[hypothesis]
-        _require_tokens(premise_ids, hypothesis_ids, space, f"{split} row {number}", encoding)
-        kept = premise_ids[: space - len(hypothesis_ids)]
-        num_cut += len(kept) < len(premise_ids)
+        row, span = _encode_pair(premise_ids, hypothesis_ids, f"{split} row {number}", encoding)
+        num_cut += span[1] < len(premise_ids)
         num_words += len(premise.split()) + len(hypothesis.split())
         num_text_tokens += len(premise_ids) + len(hypothesis_ids)
-        row, span = _fill_template(kept, hypothesis_ids, encoding)
         pieces += row
         spans.append(span)
-        lengths.append(len(kept) + len(hypothesis_ids) + encoding.num_special_tokens)
+        lengths.append(sum(map(len, row)))
     arrays = {
         "tokens": np.concatenate(pieces),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -1007,10 +1016,14 @@ def _require_tokens(
         )
 
 
-def _fill_template(
-    premise_ids: np.ndarray, hypothesis_ids: np.ndarray, encoding: PairEncoding
+def _encode_pair(
+    premise_ids: np.ndarray, hypothesis_ids: np.ndarray, where: str, encoding: PairEncoding
 ) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """The pieces of one row, and where in it the premise stands (first token, length)."""
+    """The pieces of one row, its premise cut to fit, and where in it the premise stands (first
+    token, length)."""
+    space = encoding.block_size - encoding.num_special_tokens
+    _require_tokens(premise_ids, hypothesis_ids, space, where, encoding)
+    premise_ids = premise_ids[: space - len(hypothesis_ids)]
     parts = {
         "premise": premise_ids,
         "hypothesis": hypothesis_ids,

@@ -9,6 +9,7 @@ validation shard on which its recorded loss was measured. About a minute on two 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -31,11 +32,13 @@ WORLD_SIZE = 8
 SEED = 0
 NUM_PASSAGES = 20_000
 NUM_VALIDATION_PASSAGES = 600
-ROW_LENGTH = 128
+ROW_LENGTH = 40
 ROWS_PER_STEP = 16
-NUM_STEPS = 500
+NUM_STEPS = 2000
 VALIDATION_ROWS = 64
-LEARNING_RATES = {"embed": 0.02, "lm_head": 0.004, "scalars": 0.01, "blocks": 0.003}
+# As in the script: Muon for the matrices of the blocks, Adam for everything else.
+MUON_LEARNING_RATE = 0.05
+ADAM_LEARNING_RATES = {"embed": 0.02, "lm_head": 0.004, "scalars": 0.005}
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -57,10 +60,16 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """All texts as one row of tokens, each with the end-of-text token in front."""
-    rows = tokenizer.encode_batch_fast(texts)
-    return np.concatenate([[0, *row.ids] for row in rows]).astype(np.uint16)
+def encode(tokenizer: Tokenizer, passages: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All passages as one row of tokens, and where each begins in it.
+
+    A sentence is a line, and a line a document: each has the end-of-text token in front.
+    """
+    lines = [re.findall(r"[^।]+।", passage) for passage in passages]
+    encoded = iter(tokenizer.encode_batch_fast([line.strip() for some in lines for line in some]))
+    rows = [np.concatenate([[0, *next(encoded).ids] for _ in some]) for some in lines]
+    starts = np.cumsum([0] + [len(row) for row in rows[:-1]])
+    return np.concatenate(rows).astype(np.uint16), starts
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
@@ -87,39 +96,60 @@ def new_trunk() -> GPTBatched:
     return trunk
 
 
-def pretrain(trunk: GPTBatched, tokens: np.ndarray, num_steps: int) -> None:
-    """AdamW on random rows of the tokens, warm-up and linear decay."""
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": params, "peak": LEARNING_RATES[kind]}
-            for kind, params in _by_kind(trunk).items()
-        ],
-        betas=(0.8, 0.95),
-        weight_decay=0.0,
-    )
+def pretrain(trunk: GPTBatched, tokens: np.ndarray, starts: np.ndarray, num_steps: int) -> None:
+    """Random rows that open with a passage; warm-up and linear decay."""
+    matrices, optimizers = _optimizers(trunk)
     generator = np.random.default_rng(SEED)
+    starts = starts[starts < len(tokens) - ROW_LENGTH]
     for step in tqdm(range(num_steps), desc="pretraining", disable=None):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate_factor("linear", step, num_steps, 0.02)
-        inputs, targets = _random_rows(tokens, generator)
+        factor = learning_rate_factor("linear", step, num_steps, 0.02)
+        inputs, targets = _random_rows(tokens, starts, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = trunk.lm_loss(inputs, targets)
-        optimizer.zero_grad()
+        trunk.zero_grad()
         loss.backward()
-        optimizer.step()
+        for view, parameter, index in matrices:
+            view.grad = parameter.grad if index is None else parameter.grad[index]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
 
 
-def _by_kind(trunk: GPTBatched) -> dict[str, list[nn.Parameter]]:
-    groups: dict[str, list[nn.Parameter]] = {}
+def _optimizers(trunk: GPTBatched) -> tuple[list[tuple], list[torch.optim.Optimizer]]:
+    """Muon and Adam; Muon takes matrices only, so the stacked Q, K, V are given as three views
+    (view, parameter, index), whose gradients `pretrain` fills in."""
+    matrices = []
+    for parameter in trunk.blocks.parameters():
+        stacked = parameter.dim() == 3
+        for index in range(3) if stacked else (None,):
+            view = nn.Parameter(parameter.data[index]) if stacked else parameter
+            matrices.append((view, parameter, index))
+    others = {kind: [] for kind in ADAM_LEARNING_RATES}
     for name, parameter in trunk.named_parameters():
-        kind = next(kind for kind in LEARNING_RATES if kind in name)
-        groups.setdefault(kind, []).append(parameter)
-    return groups
+        if not name.startswith("blocks."):
+            others[next(kind for kind in others if kind in name)].append(parameter)
+    adam_groups = [
+        {"params": parameters, "lr": ADAM_LEARNING_RATES[kind]}
+        for kind, parameters in others.items()
+    ]
+    optimizers = [
+        torch.optim.Muon(
+            [view for view, _, _ in matrices], lr=MUON_LEARNING_RATE, weight_decay=0.0
+        ),
+        torch.optim.Adam(adam_groups, betas=(0.8, 0.95)),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return matrices, optimizers
 
 
-def _random_rows(tokens: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    starts = generator.integers(0, len(tokens) - ROW_LENGTH, size=ROWS_PER_STEP)
-    rows = np.stack([tokens[s : s + ROW_LENGTH + 1] for s in starts]).astype(np.int64)
+def _random_rows(
+    tokens: np.ndarray, starts: np.ndarray, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    drawn = generator.choice(starts, size=ROWS_PER_STEP)
+    rows = np.stack([tokens[i : i + ROW_LENGTH + 1] for i in drawn]).astype(np.int64)
     rows = torch.from_numpy(rows)  # [B, T + 1]
     return rows[:, :-1], rows[:, 1:]
 
@@ -146,11 +176,11 @@ def make_demo(folder: Path, num_steps: int = NUM_STEPS) -> Path:
     held_out = list(demo_grammar.language_model_passages(NUM_VALIDATION_PASSAGES, seed=SEED + 1))
     tokenizer = train_tokenizer(passages)
     tokenizer.save(str(folder / "tokenizer.json"))
-    validation = encode(tokenizer, held_out)
+    validation, _ = encode(tokenizer, held_out)
     write_shard(folder / "validation.bin", validation)
 
     trunk = new_trunk()
-    pretrain(trunk, encode(tokenizer, passages), num_steps)
+    pretrain(trunk, *encode(tokenizer, passages), num_steps)
     with torch.no_grad():
         for table in (trunk.embed, *trunk.value_embeds):
             table.weight.copy_(table.weight.bfloat16())

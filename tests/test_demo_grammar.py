@@ -213,7 +213,7 @@ def test_sentences_agree(fact, sentences):
 
 def test_passages_are_varied_and_short(passages):
     assert len(set(passages)) > 0.95 * PASSAGES
-    assert all(2 <= passage.count("।") <= 6 for passage in passages)
+    assert all(3 <= passage.count("।") <= 10 for passage in passages)
 
 
 def test_passages_state_no_test_hypothesis_and_no_test_pair(splits, passages):
