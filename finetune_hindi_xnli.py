@@ -508,13 +508,9 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> EncodedDataset:
         label_column=args.label_column,
         num_classes=args.num_classes,
         splits=splits,
+        classes=None if inputs.saved is None else tuple(inputs.saved["classes"]),
     )
     data = load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
-    if inputs.saved is not None and list(data.classes) != list(inputs.saved["classes"]):
-        raise DataError(
-            f"--dataset {args.dataset} has the classes {', '.join(data.classes)}, but the model "
-            f"was trained on {', '.join(inputs.saved['classes'])}"
-        )
     _print_data(data, inputs.encoding)
     return data
 
@@ -879,6 +875,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = error.problems
     except (CheckpointError, DataError) as error:
         problems = [str(error)]
+    except OSError as error:
+        problems = [f"{error.filename or 'disk'}: {error.strerror or error}"]
     except (TrainingError, EvaluationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

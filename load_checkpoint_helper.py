@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import glob
+import hashlib
 import io
 import json
 import os
@@ -211,6 +212,7 @@ def inspect_checkpoint(
         "has_code": isinstance(checkpoint.get("code"), str) and checkpoint["code"] != "",
         "file_bytes": path.stat().st_size,
         "model_bytes": sum(t.numel() * t.element_size() for t in state.values()),
+        "weights_id": _weights_id(record),
         "fingerprint": fingerprint,
     }
     checkpoint["model"] = state
@@ -280,12 +282,12 @@ def check_flags_against_file(
     return problems
 
 
-def resolve_checkpoint_path(patterns: str | Sequence[str]) -> Path:
+def resolve_checkpoint_path(patterns: str | Path | Sequence[str | Path]) -> Path:
     """The best file of paths and globs: the lowest `_val…` in the name, without one the highest
     step. Raises CheckpointError where a pattern matches nothing."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = [patterns] if isinstance(patterns, str | Path) else patterns
     candidates = []
-    for pattern in patterns:
+    for pattern in map(str, patterns):
         # A literal path may hold glob characters.
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not matches:
@@ -534,6 +536,16 @@ def _check_storages(path: Path, record: _FileRecord) -> None:
                     f"{path}: the bytes of {name} are damaged (CRC-32 of {entry.filename}); "
                     "copy the file again"
                 )
+
+
+def _weights_id(record: _FileRecord) -> str:
+    """A hash of every weight's name, shape, place and CRC-32: the same weights, the same id."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(record.content["model"].items()):
+        crc = record.members[f"{record.storage_root}data/{tensor.storage.key}"].CRC
+        fields = (_without_prefix(name), tensor.size, tensor.offset, tensor.storage.dtype, crc)
+        digest.update(repr(fields).encode())
+    return digest.hexdigest()[:32]
 
 
 def _check_bounds(path: Path, name: str, tensor: _TensorRecord, record: _FileRecord) -> None:

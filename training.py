@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,13 @@ def steps_per_epoch(num_examples: int, examples_per_step: int) -> int:
 def examples_of_step(num_examples: int, examples_per_step: int, step: int, seed: int) -> np.ndarray:
     """Positions of the examples of a step: every one once an epoch, in a new order each."""
     epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, examples_per_step))
-    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    order = _epoch_order(num_examples, seed, epoch)
     return order[step_in_epoch * examples_per_step : (step_in_epoch + 1) * examples_per_step]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def dropout_masks(seed: int, step: int, num_examples: int, width: int, p: float) -> Tensor | None:

@@ -64,6 +64,7 @@ class DataRequest:
     label_column: str = "label"
     num_classes: int | None = None
     splits: tuple[str, ...] = SPLITS
+    classes: tuple[str, ...] | None = None  # those of a trained model; None: found in the data
 
     @property
     def columns(self) -> tuple[str, str, str]:
@@ -694,7 +695,7 @@ def _checked_texts(
         ]
         names = getattr(loaded[split].features[request.label_column], "names", None)
         labels[split] = _label_names(columns[-1], names, request.label_column, where)
-    classes = _classes(labels, source.name, request)
+    classes = request.classes or _classes(labels, source.name, request)
     return {
         split: TextSplit(*texts[split], _label_ids(labels[split], classes, source.where(split)))
         for split in request.splits
