@@ -919,3 +919,14 @@ def test_a_logger_gets_every_evaluations_scalars(flags, assets, tmp_path, monkey
         assert scalars["learning_rate"] == line["learning_rate"]
         for name in ("accuracy", "macro_f1", "loss"):
             assert scalars[f"validation/{name}"] == line["validation"][name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_whole_run_on_cuda(assets, tmp_path, dtype):
+    changes = ("--device", "cuda", "--dtype", dtype)
+    assert finetune.main(command(assets, tmp_path / "out", *changes)) == 0
+    results = read_json(tmp_path / "out/results.json")
+    assert results["steps"] > results["skipped_steps"]
+    assert 0 <= results["test"]["accuracy"] <= 1
