@@ -28,7 +28,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
 MAX_SKIPPED_IN_A_ROW = 20
-PLAIN_LINES_PER_RUN = 50
+PLAIN_LINES_PER_RUN = 20
 
 # (positions in the split) -> ids [B, T], lengths [B], labels [B]
 GetBatch = Callable[[np.ndarray], tuple[Tensor, Tensor, Tensor]]
@@ -348,7 +348,7 @@ def _evaluation_sentence(progress: Progress, metrics: dict) -> str:
 
 
 class _ProgressLine:
-    """A bar on a terminal; elsewhere some fifty plain lines a run."""
+    """A bar on a terminal; elsewhere some twenty plain lines a run."""
 
     def __init__(self, num_steps: int):
         self.num_steps = num_steps
