@@ -363,7 +363,8 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inpu
             problems.append(f"{error.filename}: {error.strerror}")
         return None
 
-    device = attempt(lambda: _device(args))
+    # The login node that fetches for a GPU job has no GPU itself.
+    device = torch.device("cpu") if args.prepare_only else attempt(lambda: _device(args))
     attempt(lambda: _check_loggers(args))
     attempt(lambda: _check_folders(args))
     saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
@@ -846,6 +847,11 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
         print(f"prepared in {args.cache_dir}")
         return
     if args.eval_only:
+        saved = inputs.saved
+        print(
+            f"scoring {fine_tuned_path(args)} of step {saved['step']}: its own tokenizer, template "
+            f"{saved['template']} and block size {saved['block_size']} count, not the flags"
+        )
         scores = score_best(args, inputs, data)
         save_json(Path(args.out_dir) / "results.json", _earlier_results(args) | scores)
         return

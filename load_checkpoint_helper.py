@@ -1095,8 +1095,11 @@ def lm_verdict(difference: float) -> str:
     if abs(difference) <= LM_LOSS_SAME_ROWS:
         return "agrees: the load is right"
     if abs(difference) <= LM_LOSS_OTHER_ROWS:
-        return "near: give the rows of the recorded loss for a proof; a wrong load is farther off"
-    return "differs: wrong load, wrong tokens, or a recorded loss of other data"
+        return "near: give the rows of the recorded loss (--lm_row_length, --lm_rows) for a proof"
+    return (
+        f"differs by more than {LM_LOSS_OTHER_ROWS}: wrong load, wrong tokens, or a recorded loss "
+        "of other data or much longer rows (--lm_row_length)"
+    )
 
 
 def _printed(report: dict, indent: str = "") -> Iterator[str]:

@@ -930,3 +930,11 @@ def test_a_whole_run_on_cuda(assets, tmp_path, dtype):
     results = read_json(tmp_path / "out/results.json")
     assert results["steps"] > results["skipped_steps"]
     assert 0 <= results["test"]["accuracy"] <= 1
+
+
+def test_preparing_for_a_gpu_job_needs_no_gpu(assets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = command(assets, tmp_path / "out", "--device", "cuda", "--prepare_only")
+    assert finetune.main(words) == 0
+    assert "prepared in" in capsys.readouterr().out
+    assert finetune.main(words[:-1]) == 2
