@@ -20,14 +20,10 @@ LABELS = ("entailment", "neutral", "contradiction")
 DEFAULT_SIZES = {"train": 6000, "validation": 600, "test": 900}
 HYPOTHESIS_WORDS = range(4, 10)
 PREMISE_WORDS = range(5, 19)
-PROPOSALS = (
-    40  # premises drawn for a hypothesis; with fewer, a label is often missing or ill matched
-)
-SPLIT_SHARES = (
-    ("validation", 15),
-    ("test", 40),
-    ("train", 100),
-)  # upper ends, in percent of all meanings
+# Premises drawn for a hypothesis; with fewer, a label is often missing or ill matched.
+PROPOSALS = 40
+# Upper ends, in percent of all meanings.
+SPLIT_SHARES = (("validation", 15), ("test", 40), ("train", 100))
 
 # kind: gender and plural of the kind | gender and plural of each member ("-": has no plural)
 TAXONOMY = {

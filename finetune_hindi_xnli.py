@@ -430,6 +430,13 @@ def _check_folders(args: argparse.Namespace) -> None:
         raise UsageError(problems)
 
 
+def _require_matching_flags(args: argparse.Namespace, info: dict) -> None:
+    flags = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    problems = check_flags_against_file(info, **flags)
+    if problems:
+        raise UsageError(problems)
+
+
 def _inspect_for(args: argparse.Namespace) -> dict | None:
     if args.pretrained_ckpt_path is None:
         if args.prepare_only:
@@ -437,10 +444,7 @@ def _inspect_for(args: argparse.Namespace) -> dict | None:
         raise UsageError(["--pretrained_ckpt_path is needed: a path or a glob of checkpoints"])
     path = resolve_checkpoint_path(args.pretrained_ckpt_path)
     info = _inspected(path, args.n_head, args.block_size)
-    flags = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-    problems = check_flags_against_file(info, **flags)
-    if problems:
-        raise UsageError(problems)
+    _require_matching_flags(args, info)
     return info
 
 
@@ -545,10 +549,7 @@ def load_pretrained_model(
     trunk, info, _ = load_pretrained_checkpoint(
         path, device, num_heads=args.n_head, max_seq_len=args.block_size
     )
-    flags = {name: getattr(args, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-    problems = check_flags_against_file(info, **flags)
-    if problems:
-        raise UsageError(problems)
+    _require_matching_flags(args, info)
     if args.random_init:
         torch.manual_seed(args.seed)
         trunk = GPTBatched(config_of(info)).to(device)
