@@ -19,13 +19,16 @@ The families differ in facts (where the norms stand, which skips, which cap), no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 
 RMS_EPS = 2.0**-23
 SOFTMAX_SCALE = 0.12
@@ -35,6 +38,7 @@ NUM_VALUE_EMBEDS = 3
 SCALARS_PER_LAYER = 5
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+RotaryTables = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -221,18 +225,55 @@ class Rotary(nn.Module):
         self.register_buffer("cos", theta.cos(), persistent=False)
         self.register_buffer("sin", theta.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, H, d] -> the same shape and dtype, rotated by position."""
-        T = x.size(1)
-        cos, sin = self.cos[:T, None, :], self.sin[:T, None, :]  # [T, 1, d/2]
-        x1, x2 = x.float().chunk(2, dim=-1)  # [B, T, H, d/2] each
-        return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
+    def forward(self, positions: Tensor) -> RotaryTables:
+        """positions [T], counted from the beginning of a row -> cos, sin [T, 1, d/2], float32."""
+        return self.cos[positions, None], self.sin[positions, None]
+
+
+def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
+    """x [B, T, H, d] -> the same shape and dtype, rotated by position."""
+    cos, sin = tables  # [T, 1, d/2] each
+    x1, x2 = x.float().chunk(2, dim=-1)  # [B, T, H, d/2] each
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
 
 
 def _init_as_the_scripts_do(weight: Tensor) -> None:
     """Uniform of standard deviation 0.5 / sqrt(inputs); projections back are zero on top of it."""
     bound = math.sqrt(3) * 0.5 * weight.size(-1) ** -0.5
     nn.init.uniform_(weight, -bound, bound)
+
+
+class _RowMajorLinear(torch.autograd.Function):
+    """F.linear for bfloat16 on a CPU, whose matrix unit reads rows.
+
+    The weight's gradient is a product over the tokens, for which one factor has to be transposed;
+    copying the narrow one costs less than the strided product.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None
+        x, grad = x.flatten(end_dim=-2), grad.flatten(end_dim=-2)  # [tokens, in], [tokens, out]
+        if grad.size(1) <= x.size(1):
+            return grad_x, grad.t().contiguous() @ x
+        return grad_x, (x.t().contiguous() @ grad).t()
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] · weightᵀ [in, out], in the dtype of x."""
+    weight = weight.type_as(x)
+    if x.device.type == "cpu" and x.dtype is torch.bfloat16:
+        return _RowMajorLinear.apply(x, weight)
+    return F.linear(x, weight)
 
 
 class CastedLinear(nn.Linear):
@@ -245,19 +286,16 @@ class CastedLinear(nn.Linear):
         _init_as_the_scripts_do(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.type_as(x))
+        return linear(x, self.weight)
 
 
 class TrainingScriptAttention(nn.Module):
-    """Self-attention with the parameter names of `train_gpt_small.py`.
+    """Self-attention with the parameter names of `train_gpt_small.py`, up to and after the one
+    operation that looks across tokens."""
 
-    `attend(q, k, v, layer)` is given from outside: it alone looks across tokens.
-    """
-
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         inner_dim = config.num_heads * config.head_dim
-        self.layer = layer
         self.head_dim = config.head_dim
         self.norm_input = config.norm_attention_input
         self.norm_values = config.norm_values
@@ -271,23 +309,38 @@ class TrainingScriptAttention(nn.Module):
         x: Tensor,
         value_embedding: Tensor | None,
         sa_lambdas: Tensor,
-        rotary: Rotary,
-        attend: AttentionFn,
-    ) -> Tensor:
-        """x [B, T, D], value_embedding [B, T, D] or None, sa_lambdas [2] -> [B, T, D]."""
-        B, T, _ = x.shape
+        rotary: RotaryTables,
+        pooled: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, D], value_embedding [B, T, D] or None, sa_lambdas [2] -> q, k, v [B, T, H, d].
+
+        With `pooled` [P] only these places ask: q [B, P, H, d].
+        """
         if self.norm_input:
             x = rms_norm(x)
-        qkv = F.linear(x, self.qkv_w.flatten(end_dim=1).type_as(x))  # [B, T, 3·H·d]
-        q, k, v = qkv.view(B, T, -1, self.head_dim).chunk(3, dim=2)  # [B, T, H, d] each
-        q, k = rotary(rms_norm(q)), rotary(rms_norm(k))
+        if pooled is None:
+            q, k, v = self._heads(x, self.qkv_w)
+            rotary_of_q = rotary
+        else:
+            (q,) = self._heads(x[:, pooled], self.qkv_w[:1])  # [B, P, H, d]
+            k, v = self._heads(x, self.qkv_w[1:])
+            rotary_of_q = (rotary[0][pooled], rotary[1][pooled])
+        q, k = rotate(rms_norm(q), rotary_of_q), rotate(rms_norm(k), rotary)
         if self.norm_values:
             v = rms_norm(v)
         v = sa_lambdas[0] * v
         if value_embedding is not None:
             v = v + sa_lambdas[1] * value_embedding.view_as(v)
-        y = attend(q, k, v.type_as(q), self.layer)  # [B, T, H, d]
-        return self.c_proj(y.reshape(B, T, -1))  # [B, T, D]
+        return q, k, v.type_as(q)
+
+    def output(self, y: Tensor) -> Tensor:
+        """The heads' answers [B, T, H, d] -> [B, T, D]."""
+        return self.c_proj(y.flatten(start_dim=2))
+
+    def _heads(self, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        """x [B, T, D] through `weights` [n, H·d, D] -> n tensors [B, T, H, d]."""
+        projected = linear(x, weights.flatten(end_dim=1))  # [B, T, n·H·d]
+        return projected.unflatten(2, (len(weights), -1, self.head_dim)).unbind(2)
 
 
 class TrainingScriptMLP(nn.Module):
@@ -304,12 +357,17 @@ class TrainingScriptMLP(nn.Module):
 
 
 class TrainingScriptBlock(nn.Module):
-    """Mix with the embedding, attend (where the block has attention), then the MLP."""
+    """Mix with the embedding, attend (where the block has attention), then the MLP.
+
+    `attend(q, k, v, layer)` is given from outside: it alone looks across tokens. What stands
+    before and after it is apart, so that it can be compiled without it.
+    """
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
+        self.layer = layer
         has_attention = layer in config.attention_layers
-        self.attn = TrainingScriptAttention(config, layer) if has_attention else None
+        self.attn = TrainingScriptAttention(config) if has_attention else None
         self.mlp = TrainingScriptMLP(config)
 
     def forward(
@@ -319,14 +377,42 @@ class TrainingScriptBlock(nn.Module):
         value_embedding: Tensor | None,
         lambdas: Tensor,
         sa_lambdas: Tensor,
-        rotary: Rotary,
+        rotary: RotaryTables,
         attend: AttentionFn,
+        pooled: Tensor | None = None,
     ) -> Tensor:
-        """x, x0 [B, T, D], lambdas and sa_lambdas [2] -> [B, T, D]."""
+        """x, x0 [B, T, D], lambdas and sa_lambdas [2] -> [B, T, D].
+
+        With `pooled` [P] the output is computed at these places alone: [B, P, D].
+        """
+        stream, heads = self.before_attention(
+            x, x0, value_embedding, lambdas, sa_lambdas, rotary, pooled
+        )
+        y = attend(*heads, self.layer) if heads else None
+        return self.after_attention(stream, y)
+
+    def before_attention(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        value_embedding: Tensor | None,
+        lambdas: Tensor,
+        sa_lambdas: Tensor,
+        rotary: RotaryTables,
+        pooled: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """The mixed stream [B, T or P, D], and q, k, v [B, T, H, d] where there is attention."""
         x = lambdas[0] * x + lambdas[1] * x0
-        if self.attn is not None:
-            x = x + self.attn(x, value_embedding, sa_lambdas, rotary, attend)
-        return x + self.mlp(rms_norm(x))
+        heads = (
+            None if self.attn is None else self.attn(x, value_embedding, sa_lambdas, rotary, pooled)
+        )
+        return (x if pooled is None else x[:, pooled]), heads
+
+    def after_attention(self, stream: Tensor, y: Tensor | None) -> Tensor:
+        """stream [B, T, D] and the heads' answers [B, T, H, d] -> [B, T, D]."""
+        if y is not None:
+            stream = stream + self.attn.output(y)
+        return stream + self.mlp(rms_norm(stream))
 
 
 class GPTTrunk(nn.Module):
@@ -344,6 +430,7 @@ class GPTTrunk(nn.Module):
         )
         self.scalars = nn.Parameter(initial_scalars(config.num_layers))
         self.rotary = Rotary(config.head_dim, config.max_seq_len)
+        self.gradient_checkpointing = False
 
     def forward_features(
         self,
@@ -361,7 +448,8 @@ class GPTTrunk(nn.Module):
             return self.forward_features(input_ids[None], docs, windows)[0]
         self._check_row(input_ids, docs)
         attend = self._attention(input_ids.size(1), docs, windows or self.config.windows)
-        return self._hidden_states(input_ids, attend)
+        positions = torch.arange(input_ids.size(1), device=input_ids.device)
+        return self._hidden_states(input_ids, positions, attend)
 
     def lm_logits(self, features: Tensor) -> Tensor:
         """Capped language-model logits of `features` [..., D] -> [..., head rows], float32."""
@@ -400,7 +488,36 @@ class GPTTrunk(nn.Module):
                 "one packed row, docs [T] beside ids [T] or [1, T]"
             )
 
-    def _hidden_states(self, input_ids: Tensor, attend: AttentionFn) -> Tensor:
+    def _hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        attend: AttentionFn,
+        pooled: Tensor | None = None,
+    ) -> Tensor:
+        """ids [B, T], positions [T] -> [B, T, D]; with `pooled` [P] only these: [B, P, D].
+
+        The stream has the dtype of the surrounding autocast, as it had in pretraining.
+        """
+        device_type = input_ids.device.type
+        dtype = self.embed.weight.dtype
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+        # Every operation follows the stream's dtype; autocast would cast it back and forth.
+        with torch.autocast(device_type, enabled=False):
+            value_embeddings = [table(input_ids).to(dtype) for table in self.value_embeds]
+            x0 = rms_norm(self.embed(input_ids)).to(dtype)  # [B, T, D]
+            x = self._through_blocks(x0, value_embeddings, self.rotary(positions), attend, pooled)
+            return rms_norm(x)
+
+    def _through_blocks(
+        self,
+        x0: Tensor,
+        value_embeddings: list[Tensor],
+        rotary: RotaryTables,
+        attend: AttentionFn,
+        pooled: Tensor | None,
+    ) -> Tensor:
         L = self.config.num_layers
         skip_weights = self.scalars[:L]
         lambdas = self.scalars[L : 3 * L].view(L, 2)
@@ -409,18 +526,25 @@ class GPTTrunk(nn.Module):
         sources = {source for source, _ in skips.values()}
         table_of_layer = dict(self.config.value_embed_layers)
 
-        value_embeddings = [table(input_ids) for table in self.value_embeds]  # [B, T, D] each
-        x = x0 = rms_norm(self.embed(input_ids))  # [B, T, D]
+        x = x0  # [B, T, D]
         outputs = {}
         for i, block in enumerate(self.blocks):
             if i in skips:
                 source, weight = skips[i]
                 x = x + skip_weights[weight] * outputs[source]
             value_embedding = value_embeddings[table_of_layer[i]] if i in table_of_layer else None
-            x = block(x, x0, value_embedding, lambdas[i], sa_lambdas[i], self.rotary, attend)
+            places = pooled if i == L - 1 else None
+            x = self._block(
+                block, x, x0, value_embedding, lambdas[i], sa_lambdas[i], rotary, attend, places
+            )
             if i in sources:
                 outputs[i] = x
-        return rms_norm(x)
+        return x
+
+    def _block(self, block: TrainingScriptBlock, *inputs: object) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
 
 class GPTFlexAttention(GPTTrunk):
@@ -524,6 +648,7 @@ class GPTBatched(GPTTrunk):
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
+        self.row_attention: str | None = None  # a key of ROW_ATTENTION; None: the device's own
         self.register_buffer("lm_head_weight", None, persistent=False)
 
     @classmethod
@@ -555,6 +680,23 @@ class GPTBatched(GPTTrunk):
         """The same as `forward_features`."""
         return self.forward_features(input_ids, docs, windows)
 
+    def pooled_features(self, row: PackedRow) -> Tensor:
+        """Final normalised hidden state of every example's last token, [B, D].
+
+        No example sees another one, and positions and windows count from its beginning: the
+        result is that of the example alone. The last block computes only what is returned.
+        """
+        longest = max(row.lengths)
+        if longest > self.config.max_seq_len:
+            raise ValueError(
+                f"an example of {longest} tokens, but the model was built for max_seq_len "
+                f"{self.config.max_seq_len}: cut it or load with a larger max_seq_len"
+            )
+        device_type = row.input_ids.device.type
+        backend = self.row_attention or DEFAULT_ROW_ATTENTION.get(device_type, "groups")
+        attend = ROW_ATTENTION[backend](self.config, row)
+        return self._hidden_states(row.input_ids[None], row.positions, attend, row.last)[0]
+
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]
     ) -> AttentionFn:
@@ -581,6 +723,320 @@ class GPTBatched(GPTTrunk):
         if self.lm_head_weight is None:
             raise ValueError("this trunk was built without a language-model head")
         return self.lm_head_weight
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Examples one after the other in one row: all that the trunk computes on is real tokens.
+
+    An example too many at the end (`filler`) may bring the row to a round length.
+    """
+
+    input_ids: Tensor  # [N]
+    positions: Tensor  # [N], counted from the beginning of the example
+    docs: Tensor  # [N], the number of the example
+    last: Tensor  # [B], where each example ends; the filler left out
+    lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
+
+    @classmethod
+    def of(cls, input_ids: Tensor, lengths: Sequence[int], multiple: int = 1) -> PackedRow:
+        """Examples of `lengths` tokens from `input_ids` [N]; N is filled up to a `multiple`.
+
+        Raises ValueError where the lengths are not those of the row.
+        """
+        if min(lengths) < 1 or sum(lengths) != len(input_ids):
+            raise ValueError(
+                f"lengths that sum to {sum(lengths)}, the shortest {min(lengths)}, for "
+                f"{len(input_ids)} ids: expected one token or more an example, and all of them"
+            )
+        B, filler = len(lengths), -len(input_ids) % multiple
+        lengths = (*lengths, filler) if filler else tuple(lengths)
+        device = input_ids.device
+        sizes = torch.tensor(lengths)
+        ends = sizes.cumsum(0)
+        docs = torch.repeat_interleave(torch.arange(len(lengths)), sizes)  # [N]
+        positions = torch.arange(int(ends[-1])) - (ends - sizes)[docs]  # [N]
+        return cls(
+            F.pad(input_ids, (0, filler)),
+            positions.to(device),
+            docs.to(device),
+            (ends[:B] - 1).to(device),
+            lengths,
+        )
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row on `device`, without waiting for the copy where its memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedRow:
+        """The row in memory that a GPU can fetch by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
+        tensors = (self.input_ids, self.positions, self.docs, self.last)
+        return PackedRow(*map(change, tensors), self.lengths)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows `index` of x, where `inverse` says the place in `index` of every row of x.
+
+    Places in `index` that `inverse` does not name are padding: their gradient is dropped.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def _weights_of_scores(scores: Tensor, allowed: Tensor, real: Tensor) -> Tensor:
+    """Softmax over the keys: scores [B, H, T, T], allowed [T, T]; rows that are not `real`
+    [B, 1, T, 1] get zeros, so that nothing flows back from them."""
+    scores = (scores.float() * SOFTMAX_SCALE).masked_fill(~allowed, -torch.inf)
+    return (scores.softmax(-1) * real).type_as(real)
+
+
+def _gradient_of_scores(weights: Tensor, grad: Tensor) -> Tensor:
+    """Back through the softmax and its scale, [..., T, T] each."""
+    product = weights.float() * grad.float()
+    total = product.sum(-1, keepdim=True)
+    return ((product - weights.float() * total) * SOFTMAX_SCALE).type_as(weights)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Attention of many short rows, by matrix products.
+
+    For rows of some dozen tokens the scores are smaller than the queries, so keeping them costs
+    nothing; the backward pass of the CPU's `scaled_dot_product_attention` takes several times as
+    long as these products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, real: Tensor
+    ) -> Tensor:
+        """q, k, v [B, H, T, d] -> [B, H, T, d]."""
+        weights = _fused(_weights_of_scores)(q @ k.mT, allowed, real.type_as(q))
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        grad_scores = _fused(_gradient_of_scores)(weights, grad @ v.mT)
+        return grad_scores @ k, grad_scores.mT @ q, weights.mT @ grad, None, None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Examples of like length, padded to one width; the only padding there is."""
+
+    examples: Tensor  # [B], their numbers
+    width: int
+    real: Tensor  # [B, T], False on padding
+
+
+class GroupedAttention:
+    """A packed row's attention as a batch per group of like length: what suits a CPU."""
+
+    def __init__(self, config: GPTConfig, row: PackedRow):
+        self.config = config
+        device = row.input_ids.device
+        lengths = torch.tensor(row.lengths)
+        starts = lengths.cumsum(0) - lengths
+        self.groups = _groups_of_like_length(lengths)
+        # A row [N, H, d] is read as N·H rows of d, in the order of a batch [B, H, T, d].
+        heads = torch.arange(config.num_heads)[:, None]  # [H, 1]
+        places, real = [], []
+        for group in self.groups:
+            tokens = starts[group.examples, None] + torch.arange(group.width)  # [B, T]
+            tokens = torch.where(group.real, tokens, 0)[:, None]  # [B, 1, T]
+            places.append((tokens * config.num_heads + heads).flatten())  # [B·H·T]
+            real.append(group.real[:, None].expand(-1, config.num_heads, -1).flatten())
+        index, real = torch.cat(places), torch.cat(real)
+        inverse = torch.empty(int(lengths.sum()) * config.num_heads, dtype=torch.int64)
+        inverse[index[real]] = real.nonzero()[:, 0]
+        self.index, self.inverse = index.to(device), inverse.to(device)
+
+    # Its batches change with every row: compiled code would be made anew each time.
+    @torch.compiler.disable
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        if q.size(1) != k.size(1):
+            return self._from_last_tokens(q, k, v, layer)
+        outputs = [
+            _ShortAttention.apply(q, k, v, *self._masks(group, layer)).flatten(end_dim=2)
+            for group, q, k, v in self._batches(q, k, v)
+        ]
+        return _Gather.apply(torch.cat(outputs), self.inverse, self.index).view_as(q)
+
+    def _batches(self, *tensors: Tensor) -> Iterator[tuple[_Group | Tensor, ...]]:
+        """Every group with its part [B, H, T, d] of each tensor [1, N, H, d]."""
+        H, d = tensors[0].shape[2:]
+        sizes = [group.real.numel() * H for group in self.groups]
+        gathered = [
+            _Gather.apply(x.reshape(-1, d), self.index, self.inverse).split(sizes) for x in tensors
+        ]
+        for group, *parts in zip(self.groups, *gathered, strict=True):
+            yield group, *(part.view(len(group.examples), H, group.width, d) for part in parts)
+
+    def _masks(self, group: _Group, layer: int) -> tuple[Tensor, Tensor]:
+        """allowed [T, T] and real [B, 1, T, 1]."""
+        window = _window_of(self.config, layer)
+        allowed = dense_mask(attention_rule(None, window), group.width, self.index.device)
+        return allowed, group.real[:, None, :, None].to(self.index.device)
+
+    def _from_last_tokens(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        window = _window_of(self.config, layer)
+        outputs = []
+        for group, k_group, v_group in self._batches(k, v):
+            last = group.real.sum(1, keepdim=True) - 1  # [B, 1]
+            keys = torch.arange(group.width)  # [T]
+            near = keys // WINDOW_BLOCK > last // WINDOW_BLOCK - window
+            allowed = ((keys <= last) & near)[:, None, None].to(q.device)  # [B, 1, 1, T]
+            # The filler asks nothing; any question in its place keeps the batch whole.
+            examples = group.examples.clamp(max=q.size(1) - 1).to(q.device)
+            asked = q[0, examples, :, None]  # [B, H, 1, d]
+            scores = (asked @ k_group.mT).float() * SOFTMAX_SCALE  # [B, H, 1, T]
+            weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).type_as(q)
+            outputs.append((weights @ v_group).squeeze(2))  # [B, H, d]
+        order = torch.cat([group.examples for group in self.groups]).argsort()
+        return torch.cat(outputs)[order[: q.size(1)].to(q.device)][None]
+
+
+def _groups_of_like_length(lengths: Tensor) -> list[_Group]:
+    """The examples in groups of one width each, one of a few widths: every shape that a matrix
+    product has not met yet costs a CPU's library some milliseconds of code generation."""
+    order = lengths.argsort(descending=True, stable=True)
+    widths = [_group_width(int(lengths[example])) for example in order]
+    groups = []
+    for width in dict.fromkeys(widths):
+        examples = order[[i for i, other in enumerate(widths) if other == width]]
+        real = torch.arange(width) < lengths[examples, None]  # [B, T]
+        groups.append(_Group(examples, width, real))
+    return groups
+
+
+def _group_width(length: int) -> int:
+    """The next multiple of an eighth to a quarter of the length, at least of 16."""
+    step = max(16, 1 << max(0, length.bit_length() - 3))
+    return next_multiple(length, step)
+
+
+def _window_of(config: GPTConfig, layer: int) -> int:
+    return config.windows[0 if layer in config.long_window_layers else 1]
+
+
+class FlexRowAttention:
+    """A packed row's attention by FlexAttention with a document mask: what suits a GPU."""
+
+    def __init__(self, config: GPTConfig, row: PackedRow):
+        self.config = config
+        self.masks = {
+            window: _document_mask(row, attention_rule(row.docs, window, row.positions))
+            for window in set(config.windows)
+        }
+        self.pooled_masks = {
+            window: _pooled_mask(row, attention_rule(row.docs, window, row.positions))
+            for window in {_window_of(config, config.num_layers - 1)}
+        }
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        masks = self.masks if q.size(1) == k.size(1) else self.pooled_masks
+        mask = masks[_window_of(self.config, layer)]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [1, H, N, d]
+        y = _flex_for(q.device.type)(q, k, v, block_mask=mask, scale=SOFTMAX_SCALE)
+        return y.transpose(1, 2)
+
+
+def _document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
+    """`rule` on every pair of places; key blocks from a query block's first document on.
+
+    `create_block_mask` would look at every pair to find the blocks that the lengths tell.
+    """
+    N = sum(row.lengths)
+    lengths = torch.tensor(row.lengths)
+    begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)  # [N]
+    query_blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK)  # [Q]
+    first_blocks = begins[query_blocks * WINDOW_BLOCK] // WINDOW_BLOCK  # [Q]
+    counts = query_blocks - first_blocks + 1  # [Q]
+    indices = (first_blocks[:, None] + query_blocks).clamp(max=len(query_blocks) - 1)  # [Q, K]
+    device = row.input_ids.device
+    return BlockMask.from_kv_blocks(
+        counts.int().to(device, non_blocking=True)[None, None],
+        indices.int().to(device, non_blocking=True)[None, None],
+        BLOCK_SIZE=WINDOW_BLOCK,
+        mask_mod=rule,
+        seq_lengths=(N, N),
+    )
+
+
+def _pooled_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
+    """`rule` between the last token of every example and every place: every block is looked at,
+    since there are few queries."""
+    N, B = sum(row.lengths), len(row.last)
+    blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK, device=row.last.device)
+    queries = next_multiple(B, WINDOW_BLOCK) // WINDOW_BLOCK
+    indices = blocks.int().expand(1, 1, queries, -1).contiguous()
+
+    def from_last(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return rule(batch, head, row.last[query], key)
+
+    return BlockMask.from_kv_blocks(
+        torch.full_like(indices[..., 0], len(blocks)),
+        indices,
+        BLOCK_SIZE=WINDOW_BLOCK,
+        mask_mod=from_last,
+        seq_lengths=(B, N),
+    )
+
+
+class VarlenRowAttention:
+    """A packed row's attention by FlashAttention's kernel for rows of different lengths.
+
+    It knows no window of blocks, so rows for which a window binds are refused.
+    """
+
+    def __init__(self, config: GPTConfig, row: PackedRow):
+        longest = max(row.lengths)
+        if longest > min(config.windows) * WINDOW_BLOCK:
+            raise ValueError(
+                f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
+                f"blocks of {WINDOW_BLOCK}: use --attention flex, or a smaller --block_size"
+            )
+        device = row.input_ids.device
+        lengths = torch.tensor([0, *row.lengths], dtype=torch.int32)
+        self.longest = longest
+        self.ends = lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # [B + 1]
+        self.examples = torch.arange(len(row.last) + 1, dtype=torch.int32, device=device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        q, k, v = q[0], k[0], v[0]  # [N, H, d]
+        if len(q) == len(k):
+            bounds, longest, window = (self.ends, self.ends), self.longest, (-1, 0)
+        else:
+            bounds, longest, window = (self.examples, self.ends[: len(q) + 1]), 1, (-1, -1)
+        y = varlen_attn(
+            q, k, v, *bounds, longest, self.longest, scale=SOFTMAX_SCALE, window_size=window
+        )
+        return y[None]
+
+
+ROW_ATTENTION = {
+    "groups": GroupedAttention,
+    "flex": FlexRowAttention,
+    "varlen": VarlenRowAttention,
+}
+DEFAULT_ROW_ATTENTION = {"cpu": "groups", "cuda": "flex"}
 
 
 class GPTClassification(nn.Module):
@@ -620,21 +1076,35 @@ class GPTClassification(nn.Module):
         return model.eval()
 
     def forward(
-        self, input_ids: Tensor, lengths: Tensor, dropout_mask: Tensor | None = None
+        self,
+        inputs: PackedRow | Tensor,
+        lengths: Tensor | None = None,
+        dropout_mask: Tensor | None = None,
     ) -> Tensor:
-        """Class logits from the last real token of every row.
+        """Class logits from the last real token of every example.
 
-        `input_ids` [B, T] padded on the right with any id, `lengths` [B] in tokens,
-        `dropout_mask` [B, D/2] holding 0 or 1/(1-p): given from outside, so that an example's
-        mask does not depend on how its batch was cut. -> [B, classes], float32.
+        `inputs` is a packed row, or ids [B, T] padded on the right with any id beside `lengths`
+        [B] in tokens; then only the real tokens are packed. `dropout_mask` [B, D/2] holds 0 or
+        1/(1-p): given from outside, so that an example's mask does not depend on how its batch
+        was cut. -> [B, classes], float32.
         """
-        features = self.pretrained_model.forward_features(input_ids)  # [B, T, D]
-        rows = torch.arange(features.size(0), device=features.device)
-        pooled = features[rows, lengths - 1]  # [B, D]
+        if isinstance(inputs, Tensor):
+            inputs = _pack_padded(inputs, lengths)
+        pooled = self.pretrained_model.pooled_features(inputs)  # [B, D]
         hidden = F.relu(self.head["hidden"](pooled))  # [B, D/2]
         if dropout_mask is not None:
             hidden = hidden * dropout_mask
         return self.head["output"](hidden).float()  # [B, classes]
+
+
+def _pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:
+    if lengths is None or input_ids.dim() != 2 or lengths.shape != input_ids.shape[:1]:
+        raise ValueError(
+            f"ids {tuple(input_ids.shape)}: a padded batch is ids [B, T] with lengths [B]"
+        )
+    lengths = lengths.to(input_ids.device)
+    real = torch.arange(input_ids.size(1), device=input_ids.device) < lengths[:, None]  # [B, T]
+    return PackedRow.of(input_ids[real], lengths.tolist())
 
 
 def initial_scalars(num_layers: int) -> Tensor:
@@ -648,13 +1118,21 @@ def initial_scalars(num_layers: int) -> Tensor:
     )
 
 
-def attention_rule(docs: Tensor | None, window: int) -> Callable[..., Tensor]:
-    """Which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of 128."""
+def attention_rule(
+    docs: Tensor | None, window: int, positions: Tensor | None = None
+) -> Callable[..., Tensor]:
+    """Which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of 128.
+
+    Blocks are counted along the row, or by `positions` [T] where documents count their own.
+    """
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        near = key // WINDOW_BLOCK > query // WINDOW_BLOCK - window
-        visible = (query >= key) & near
-        return visible if docs is None else visible & (docs[query] == docs[key])
+        visible = query >= key
+        if docs is not None:
+            visible = visible & (docs[query] == docs[key])
+        if positions is not None:
+            query, key = positions[query], positions[key]
+        return visible & (key // WINDOW_BLOCK > query // WINDOW_BLOCK - window)
 
     return allowed
 
@@ -665,15 +1143,36 @@ def dense_mask(rule: Callable[..., Tensor], num_tokens: int, device: torch.devic
     return rule(None, None, positions[:, None], positions[None, :])
 
 
-_compiled_flex: dict[str, Callable[..., Tensor]] = {}
+def compile_trunk(trunk: GPTTrunk) -> None:
+    """Let torch.compile fuse what stands between the matrix products; nothing else changes.
+
+    On a CPU every block is compiled around its attention, whose batches vary; elsewhere the walk
+    through the blocks as a whole. Lengths are symbols, so that no length compiles anything anew.
+    """
+    if trunk.scalars.device.type != "cpu":
+        trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
+        return
+    # With and without attention, value embeddings, pooling and gradients.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for block in trunk.blocks:
+        block.before_attention = torch.compile(block.before_attention, dynamic=True)
+        block.after_attention = torch.compile(block.after_attention, dynamic=True)
+    for function in (_weights_of_scores, _gradient_of_scores):
+        _compiled.setdefault(function, torch.compile(function, dynamic=True))
+
+
+_compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
+
+
+def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, compiled once `compile_trunk` asked for it."""
+    return _compiled.get(function, function)
 
 
 def _flex_for(device_type: str) -> Callable[..., Tensor]:
-    if device_type != "cuda":
-        return flex_attention
-    if device_type not in _compiled_flex:
-        _compiled_flex[device_type] = torch.compile(flex_attention)
-    return _compiled_flex[device_type]
+    if device_type == "cuda" and flex_attention not in _compiled:
+        _compiled[flex_attention] = torch.compile(flex_attention)
+    return _fused(flex_attention)
 
 
 def _drop_scalar_padding(
