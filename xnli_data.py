@@ -16,9 +16,12 @@ import re
 import shutil
 import socket
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -37,7 +40,8 @@ TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
 CACHE_VERSION = 1
-ENCODE_CHUNK = 8192
+ENCODE_CHUNK = 1024
+JOIN_CHUNK = 65536
 MAX_LISTED = 5
 
 # What stands around the two texts; pretraining put the end-of-text token before every document.
@@ -220,14 +224,12 @@ def pair_encoding(
 
 def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:
     """One row of token ids for every (premise, hypothesis), as `load_encoded` makes them."""
-    rows = []
-    for number, texts in enumerate(pairs, start=1):
-        encoded = [
-            np.array(encoding.tokenizer.encode(text.strip("\r\n"), add_special_tokens=False).ids)
-            for text in texts
-        ]
-        rows.append(np.concatenate(_encode_pair(*encoded, f"pair {number}", encoding)[0]))
-    return rows
+    stripped = [text.strip("\r\n") for pair in pairs for text in pair]
+    texts = _encode_texts(dict.fromkeys(stripped), encoding)
+    numbers = texts.numbers(stripped).reshape(-1, 2)  # [N, 2]
+    tokens, offsets, _ = _join_pairs(texts, numbers, "pair", encoding)
+    tokens = tokens.astype(np.int64)
+    return [tokens[start:end] for start, end in pairwise(offsets)]
 
 
 def cuts_vowel_signs(tokenizer: Tokenizer) -> bool:
@@ -239,14 +241,29 @@ def cuts_vowel_signs(tokenizer: Tokenizer) -> bool:
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) > 1
 
 
+def pack(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows one after the other in the order of `indices`, without padding: ids [sum of lengths],
+    lengths [B], labels [B], all int64."""
+    indices = np.asarray(indices, dtype=np.int64)
+    starts = split.offsets[indices]
+    lengths = split.offsets[indices + 1] - starts
+    tokens = split.tokens[_places_of_rows(starts, lengths)].astype(np.int64)
+    return tuple(torch.from_numpy(array) for array in (tokens, lengths, split.labels[indices]))
+
+
+def _places_of_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[B], [B] -> [sum of lengths], the places of rows' tokens in an array of all tokens."""
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+
+
 def collate(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Rows padded on the right to the longest: ids [B, T], lengths [B], labels [B], all int64."""
-    rows = [split.row(int(i)) for i in indices]
-    lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)  # [B, T]
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
-    return input_ids, lengths, torch.from_numpy(split.labels[np.asarray(indices)])
+    tokens, lengths, labels = pack(split, indices)
+    is_token = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, T]
+    input_ids = torch.zeros(is_token.shape, dtype=torch.int64)  # [B, T]
+    input_ids[is_token] = tokens
+    return input_ids, lengths, labels
 
 
 def groups_of_like_length(lengths: np.ndarray, max_rows: int) -> list[np.ndarray]:
@@ -281,7 +298,7 @@ def _find_source(
     if folder is None:
         return _hub_source(name, config, request, cache_dir)
     if (folder / "dataset_dict.json").exists():
-        return _saved_source(folder)
+        return _saved_source(folder, request)
     if (folder / "state.json").exists() or (folder / "dataset_info.json").exists():
         raise DataError(
             f"{folder}: one dataset without splits; save a DatasetDict with {', '.join(SPLITS)}"
@@ -337,8 +354,9 @@ def _builtin_source(name: str, make: BuiltinDataset) -> _Source:
     return _Source(name, digest, load)
 
 
-def _saved_source(folder: Path) -> _Source:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _saved_source(folder: Path, request: DataRequest) -> _Source:
+    inside = chain.from_iterable((folder / split).rglob("*") for split in request.splits)
+    files = [folder / "dataset_dict.json", *sorted(path for path in inside if path.is_file())]
 
     def load() -> Mapping[str, object]:
         datasets = _import_datasets()
@@ -946,89 +964,148 @@ def _crc_of_file(path: Path) -> int:
     return crc
 
 
-def _encode_distinct(
-    texts: Mapping[str, TextSplit], encoding: PairEncoding
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class _EncodedTexts:
+    """Distinct texts as token ids."""
+
+    number_of: dict[str, int]
+    tokens: np.ndarray  # [sum of lengths + 1], the texts by number, then the end-of-text token
+    offsets: np.ndarray  # [M + 1] int64, where the texts begin
+    num_words: np.ndarray  # [M] int64
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[M] tokens of every text."""
+        return np.diff(self.offsets)
+
+    def numbers(self, texts: Sequence[str]) -> np.ndarray:
+        """[N] int64, the numbers of any of the texts."""
+        return np.fromiter(map(self.number_of.__getitem__, texts), np.int64, len(texts))
+
+
+def _encode_distinct(texts: Mapping[str, TextSplit], encoding: PairEncoding) -> _EncodedTexts:
     """Token ids of every distinct text, each encoded once, on all cores."""
     every = (column for rows in texts.values() for column in (rows.premises, rows.hypotheses))
-    distinct = list(dict.fromkeys(text for column in every for text in column))
+    return _encode_texts(dict.fromkeys(chain.from_iterable(every)), encoding)
+
+
+def _encode_texts(distinct: Iterable[str], encoding: PairEncoding) -> _EncodedTexts:
+    distinct = list(distinct)
     dtype = np.uint16 if encoding.num_tokens <= 1 << 16 else np.uint32
-    encoded = {}
-    with tqdm(total=len(distinct), desc="tokenising", unit="text", disable=None) as progress:
-        for i in range(0, len(distinct), ENCODE_CHUNK):
-            chunk = distinct[i : i + ENCODE_CHUNK]
-            rows = encoding.tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-            encoded |= {
-                text: np.array(row.ids, dtype=dtype) for text, row in zip(chunk, rows, strict=True)
-            }
-            progress.update(len(chunk))
-    return encoded
+    chunks = [distinct[i : i + ENCODE_CHUNK] for i in range(0, len(distinct), ENCODE_CHUNK)]
+    tokens, lengths, num_words = [], [], []
+    with (
+        _threads_of_tokenizers_off(),
+        ThreadPoolExecutor(_num_cores()) as pool,
+        tqdm(total=len(distinct), desc="tokenising", unit="text", disable=None) as progress,
+    ):
+        encoded = pool.map(partial(_encode_chunk, encoding.tokenizer, dtype), chunks)
+        for chunk_tokens, chunk_lengths, chunk_words in encoded:
+            tokens.append(chunk_tokens)
+            lengths += chunk_lengths
+            num_words += chunk_words
+            progress.update(len(chunk_lengths))
+    return _EncodedTexts(
+        {text: number for number, text in enumerate(distinct)},
+        np.concatenate([*tokens, np.array([encoding.end_of_text], dtype)]),
+        _offsets(lengths),
+        np.array(num_words, dtype=np.int64),
+    )
+
+
+def _encode_chunk(
+    tokenizer: Tokenizer, dtype: type, texts: list[str]
+) -> tuple[np.ndarray, list[int], list[int]]:
+    """The token ids of texts one after the other, and the tokens and words of each."""
+    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    rows = [row.ids for row in encoded]
+    tokens = np.fromiter(chain.from_iterable(rows), dtype)
+    return tokens, [len(row) for row in rows], [len(text.split()) for text in texts]
+
+
+@contextmanager
+def _threads_of_tokenizers_off() -> Iterator[None]:
+    """The library's own threads don't survive a fork: once they have run, a forked process gets
+    one core, or hangs if the environment asks for more."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _num_cores() -> int:
+    """The cores that this process may use: a SLURM job has some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _encode_split(
-    split: str, rows: TextSplit, encoded: Mapping[str, np.ndarray], encoding: PairEncoding
+    split: str, rows: TextSplit, texts: _EncodedTexts, encoding: PairEncoding
 ) -> tuple[dict[str, np.ndarray], dict]:
-    pieces: list[np.ndarray] = []
-    lengths, spans = [], []
-    num_cut = num_words = num_text_tokens = 0
-    for number, (premise, hypothesis) in enumerate(
-        zip(rows.premises, rows.hypotheses, strict=True), start=1
-    ):
-        premise_ids, hypothesis_ids = encoded[premise], encoded[hypothesis]
-        row, span = _encode_pair(premise_ids, hypothesis_ids, f"{split} row {number}", encoding)
-        num_cut += span[1] < len(premise_ids)
-        num_words += len(premise.split()) + len(hypothesis.split())
-        num_text_tokens += len(premise_ids) + len(hypothesis_ids)
-        pieces += row
-        spans.append(span)
-        lengths.append(sum(map(len, row)))
-    arrays = {
-        "tokens": np.concatenate(pieces),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "premise_spans": np.array(spans, dtype=np.int32),
-        "labels": rows.labels,
-    }
+    columns = (rows.premises, rows.hypotheses)
+    numbers = np.stack([texts.numbers(column) for column in columns], axis=1)  # [N, 2]
+    tokens, offsets, spans = _join_pairs(texts, numbers, f"{split} row", encoding)
+    lengths = np.diff(offsets)
+    text_lengths = texts.lengths[numbers]  # [N, 2]
     statistics = {
         "rows": len(lengths),
-        "cut_premises": int(num_cut),
-        "tokens_per_pair": sum(lengths) / len(lengths),
-        "longest_pair": max(lengths),
-        "tokens_per_word": num_text_tokens / num_words,
+        "cut_premises": int((spans[:, 1] < text_lengths[:, 0]).sum()),
+        "tokens_per_pair": int(lengths.sum()) / len(lengths),
+        "longest_pair": int(lengths.max()),
+        "tokens_per_word": int(text_lengths.sum()) / int(texts.num_words[numbers].sum()),
     }
-    return arrays, statistics
+    arrays = (tokens, offsets, spans, rows.labels)
+    return dict(zip(_CACHED_ARRAYS, arrays, strict=True)), statistics
 
 
-def _require_tokens(
-    premise_ids: np.ndarray,
-    hypothesis_ids: np.ndarray,
-    space: int,
-    where: str,
-    encoding: PairEncoding,
-) -> None:
-    if not len(premise_ids) or not len(hypothesis_ids):
-        which = "premise" if not len(premise_ids) else "hypothesis"
+def _join_pairs(
+    texts: _EncodedTexts, numbers: np.ndarray, name: str, encoding: PairEncoding
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows by the template from the numbers [N, 2] of their texts, premises cut to fit: tokens,
+    offsets and premise spans as in EncodedSplit. `name` is what messages call a row."""
+    space = encoding.block_size - encoding.num_special_tokens
+    lengths = texts.lengths[numbers]  # [N, 2]
+    _require_tokens(lengths, space, name, encoding)
+    lengths[:, 0] = np.minimum(lengths[:, 0], space - lengths[:, 1])
+    template = TEMPLATES[encoding.template]
+    order = [("premise", "hypothesis", "end_of_text").index(part) for part in template]
+    end_of_text = np.full(len(numbers), texts.offsets[-1])
+    # [N, 2] -> [N, 3], the end-of-text token as a third text -> [N, parts of the template]
+    starts = np.column_stack([texts.offsets[numbers], end_of_text])[:, order]
+    lengths = np.column_stack([lengths, np.ones_like(end_of_text)])[:, order]
+    tokens = [texts.tokens[:0]]
+    for i in range(0, len(numbers), JOIN_CHUNK):
+        rows = slice(i, i + JOIN_CHUNK)
+        tokens.append(texts.tokens[_places_of_rows(starts[rows].ravel(), lengths[rows].ravel())])
+    at = template.index("premise")
+    spans = np.column_stack([np.full(len(numbers), at), lengths[:, at]]).astype(np.int32)
+    return np.concatenate(tokens), _offsets(lengths.sum(axis=1)), spans
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    """[N] -> [N + 1] int64, where each begins and the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _require_tokens(lengths: np.ndarray, space: int, name: str, encoding: PairEncoding) -> None:
+    """Raise for the first row whose texts, of these lengths [N, 2], can't be joined."""
+    bad = (lengths == 0).any(axis=1) | (lengths[:, 1] >= space)
+    if not bad.any():
+        return
+    where = f"{name} {bad.argmax() + 1}"
+    premise_length, hypothesis_length = lengths[bad.argmax()]
+    if not premise_length or not hypothesis_length:
+        which = "premise" if not premise_length else "hypothesis"
         raise DataError(
             f"{where}: the tokenizer gives no token for the {which}; is it the right one?"
         )
-    if len(hypothesis_ids) >= space:
-        raise DataError(
-            f"{where}: a hypothesis of {len(hypothesis_ids)} tokens leaves no room for the premise "
-            f"in --block_size {encoding.block_size}; a hypothesis is never cut: raise it"
-        )
-
-
-def _encode_pair(
-    premise_ids: np.ndarray, hypothesis_ids: np.ndarray, where: str, encoding: PairEncoding
-) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """The pieces of one row, its premise cut to fit, and where in it the premise stands (first
-    token, length)."""
-    space = encoding.block_size - encoding.num_special_tokens
-    _require_tokens(premise_ids, hypothesis_ids, space, where, encoding)
-    premise_ids = premise_ids[: space - len(hypothesis_ids)]
-    parts = {
-        "premise": premise_ids,
-        "hypothesis": hypothesis_ids,
-        "end_of_text": np.array([encoding.end_of_text], dtype=premise_ids.dtype),
-    }
-    template = TEMPLATES[encoding.template]
-    return [parts[part] for part in template], (template.index("premise"), len(premise_ids))
+    raise DataError(
+        f"{where}: a hypothesis of {hypothesis_length} tokens leaves no room for the premise "
+        f"in --block_size {encoding.block_size}; a hypothesis is never cut: raise it"
+    )

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,10 +26,12 @@ from xnli_data import (
     DataRequest,
     collate,
     cuts_vowel_signs,
+    encode_pairs,
     groups_of_like_length,
     load_encoded,
     load_pair_encoding,
     load_texts,
+    pack,
 )
 
 datasets = xnli_data._import_datasets()  # without looking for the network
@@ -807,6 +811,152 @@ def test_each_distinct_text_is_encoded_once(tmp_path, encoding, monkeypatch):
     assert data.splits["test"].tokens.tolist() == plain.splits["test"].tokens.tolist()
 
 
+def random_rows(num_rows):
+    """Pairs of beginnings of one text, so that texts come again."""
+    pick = np.random.default_rng(0)
+    words = " ".join(SENTENCES).split()
+    lengths = pick.integers(1, 12, size=(num_rows, 2))
+    labels = [*range(3), *pick.integers(3, size=num_rows - 3).tolist()]
+    return [
+        {"premise": " ".join(words[:p]), "hypothesis": " ".join(words[:h]), "label": label}
+        for (p, h), label in zip(lengths, labels, strict=True)
+    ]
+
+
+def joined_row_by_row(rows, encoding):
+    """Rows, premise spans and statistics, straight from the rule: the premise is cut to fit."""
+    template = xnli_data.TEMPLATES[encoding.template]
+    joined, spans, num_cut, num_text_tokens, num_words = [], [], 0, 0, 0
+    for row in rows:
+        premise, hypothesis = (ids_of(encoding.tokenizer, row[column]) for column in COLUMNS[:2])
+        kept = premise[: encoding.block_size - encoding.num_special_tokens - len(hypothesis)]
+        parts = {"premise": kept, "hypothesis": hypothesis, "end_of_text": [encoding.end_of_text]}
+        joined.append([token for part in template for token in parts[part]])
+        spans.append([template.index("premise"), len(kept)])
+        num_cut += len(kept) < len(premise)
+        num_text_tokens += len(premise) + len(hypothesis)
+        num_words += len(row["premise"].split()) + len(row["hypothesis"].split())
+    lengths = [len(row) for row in joined]
+    statistics = {
+        "rows": len(rows),
+        "cut_premises": num_cut,
+        "tokens_per_pair": sum(lengths) / len(rows),
+        "longest_pair": max(lengths),
+        "tokens_per_word": num_text_tokens / num_words,
+    }
+    return joined, spans, statistics
+
+
+@pytest.mark.parametrize("template", xnli_data.TEMPLATES)
+@pytest.mark.parametrize("block_size", [45, 1024])
+def test_rows_are_those_of_a_loop_over_rows(
+    tmp_path, tokenizer_path, monkeypatch, template, block_size
+):
+    monkeypatch.setattr(xnli_data, "ENCODE_CHUNK", 5)
+    monkeypatch.setattr(xnli_data, "JOIN_CHUNK", 16)
+    encoding = load_pair_encoding(str(tokenizer_path), template=template, block_size=block_size)
+    rows = random_rows(50)
+    expected, spans, statistics = joined_row_by_row(rows, encoding)
+    data = encode_rows(rows, encoding, tmp_path)
+    split = data.splits["train"]
+    assert split.tokens.tolist() == [token for row in expected for token in row]
+    assert split.offsets.tolist() == [0, *np.cumsum([len(row) for row in expected])]
+    assert split.premise_spans.tolist() == spans
+    assert split.labels.tolist() == [row["label"] for row in rows]
+    arrays = (split.tokens, split.offsets, split.premise_spans, split.labels)
+    assert [array.dtype for array in arrays] == [np.uint16, np.int64, np.int32, np.int64]
+    assert data.statistics == dict.fromkeys(SPLITS, statistics)
+    assert (statistics["cut_premises"] > 0) == (block_size == 45)
+    pairs = [(row["premise"], row["hypothesis"]) for row in rows]
+    assert [row.tolist() for row in encode_pairs(pairs, encoding)] == expected
+
+
+def test_no_pairs_are_no_rows(encoding):
+    assert encode_pairs([], encoding) == []
+
+
+def test_the_first_row_that_can_not_be_joined_is_named(tmp_path, tokenizer_path):
+    latin = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(special_tokens=[END], show_progress=False)
+    latin.train_from_iterator(["abc"] * 4, trainer)
+    encoding = encoding_of(latin, tmp_path / "latin.json", block_size=8)
+    for pairs, said in [
+        ([("a", "b"), ("a", "क"), ("क", "a")], "pair 2: .* no token for the hypothesis"),
+        ([("a", "b"), ("क", "ख"), ("a", "क")], "pair 2: .* no token for the premise"),
+        ([("a", "b"), ("क", "abacada"), ("a", "b")], "pair 2: .* no token for the premise"),
+        ([("a", "b"), ("a", "b"), ("a", "bbbbb"), ("क", "b")], "pair 3: a hypothesis of 5 tokens"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            encode_pairs(pairs, encoding)
+
+
+class WatchedTokenizer:
+    """A tokenizer that calls `watch` before each batch."""
+
+    def __init__(self, tokenizer, watch):
+        self.tokenizer, self.watch = tokenizer, watch
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode_batch_fast(self, texts, **options):
+        self.watch()
+        return self.tokenizer.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("num_cores", [1, 3])
+def test_as_many_chunks_at_a_time_as_the_process_has_cores(encoding, monkeypatch, num_cores):
+    """Each batch waits until one has begun on every core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)), raising=False)
+    monkeypatch.setattr(xnli_data, "ENCODE_CHUNK", 1)
+    barrier = threading.Barrier(num_cores)
+    threads = set()
+
+    def watch():
+        threads.add(threading.get_ident())
+        barrier.wait(timeout=20)
+
+    watched = xnli_data.PairEncoding(
+        WatchedTokenizer(encoding.tokenizer, watch), "", encoding.end_of_text, "documents", 1024
+    )
+    pairs = list(zip(SENTENCES[::2], SENTENCES[1::2], strict=True))
+    rows = encode_pairs(pairs, watched)
+    assert len(threads) == num_cores
+    for row, expected in zip(rows, encode_pairs(pairs, encoding), strict=True):
+        assert row.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("parallelism", [None, "true", "false"])
+def test_tokenising_before_and_after_a_fork(tokenizer_path, parallelism):
+    program = f"""
+        import os, signal
+        import xnli_data
+        before = os.environ.get("TOKENIZERS_PARALLELISM")
+        encoding = xnli_data.load_pair_encoding({str(tokenizer_path)!r})
+        pairs = [(f"क {{i}}", f"ख {{i}}") for i in range(3000)]
+        rows = [row.tolist() for row in xnli_data.encode_pairs(pairs, encoding)]
+        assert os.environ.get("TOKENIZERS_PARALLELISM") == before
+        child = os.fork()
+        signal.alarm(40)
+        again = [row.tolist() for row in xnli_data.encode_pairs(pairs, encoding)]
+        if not child:
+            os._exit(0 if again == rows else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    if parallelism is not None:
+        environment["TOKENIZERS_PARALLELISM"] = parallelism
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=REPOSITORY,
+        env=environment,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 # Cache
 
 
@@ -887,6 +1037,37 @@ def test_a_damaged_cache_is_written_anew(tmp_path, encoding, monkeypatch, damage
     assert same(encode_rows(rows_of(), encoding, cache_dir), first)
     forbid(monkeypatch, "_checked_texts")
     assert same(encode_rows(rows_of(), encoding, cache_dir), first)
+
+
+def test_a_cache_of_another_layout_is_not_read(tmp_path, encoding, monkeypatch):
+    first = encode_rows(rows_of(), encoding, tmp_path)
+    monkeypatch.setattr(xnli_data, "CACHE_VERSION", xnli_data.CACHE_VERSION + 1)
+    with monkeypatch.context() as patched:
+        forbid(patched, "_checked_texts")
+        with pytest.raises(AssertionError, match="not from the cache"):
+            encode_rows(rows_of(), encoding, tmp_path)
+    assert same(encode_rows(rows_of(), encoding, tmp_path), first)
+    assert len(list(tmp_path.glob("encoded-*"))) == 2
+
+
+def test_a_start_reads_only_the_splits_asked_for(tmp_path, encoding, monkeypatch):
+    rows = class_label_dataset(list(NLI_CLASSES))
+    folders = {"saved": tmp_path / "saved", "files": write_folder(tmp_path / "files")}
+    datasets.DatasetDict(dict.fromkeys(SPLITS, rows)).save_to_disk(str(folders["saved"]))
+    for name, folder in folders.items():
+        request = DataRequest(str(folder), splits=("validation", "test"))
+        load_encoded(request, encoding, tmp_path / name)
+        for path in folder.rglob("*"):
+            if path.is_file() and "train" in str(path.relative_to(folder)):
+                path.write_bytes(b"changed")
+        with monkeypatch.context() as patched:
+            forbid(patched, "_checked_texts")
+            assert set(load_encoded(request, encoding, tmp_path / name).splits) == {
+                "validation",
+                "test",
+            }
+        with pytest.raises(DataError):
+            load_encoded(DataRequest(str(folder)), encoding, tmp_path / name)
 
 
 def test_every_flipped_byte_of_the_cache_is_noticed(tmp_path, encoding):
@@ -1113,6 +1294,20 @@ def test_collate(tmp_path, encoding):
         for row, length, index in zip(ids, lengths, [3, 0, 4], strict=True):
             assert row[:length].tolist() == split.row(index).tolist()
             assert not row[length:].any()
+
+
+@pytest.mark.parametrize("indices", [[3, 0, 4], np.array([3, 0, 4]), [1, 1], [2], []])
+def test_pack_has_the_rows_of_collate_without_padding(tmp_path, encoding, indices):
+    split = encode_rows(rows_of(), encoding, tmp_path).splits["train"]
+    tokens, lengths, labels = pack(split, indices)
+    assert tokens.dtype == lengths.dtype == labels.dtype == torch.int64
+    assert lengths.tolist() == split.lengths[np.asarray(indices, dtype=int)].tolist()
+    assert tokens.tolist() == [token for i in indices for token in split.row(i).tolist()]
+    if len(indices):
+        padded, *others = collate(split, indices)
+        rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+        assert torch.equal(tokens, torch.cat(rows))
+        assert [lengths.tolist(), labels.tolist()] == [other.tolist() for other in others]
 
 
 @settings(max_examples=30, deadline=None)
