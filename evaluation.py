@@ -20,19 +20,19 @@ class EvaluationError(ValueError):
 
 @torch.inference_mode()
 def predict_logits(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    batches: Iterable[tuple[np.ndarray, Tensor, Tensor]],
+    predict: Callable[[object], Tensor],
+    batches: Iterable[tuple[np.ndarray, object]],
     num_rows: int,
     num_classes: int,
 ) -> Tensor:
     """Logits [num_rows, classes], float32 on the CPU, in the order of the rows.
 
-    `batches` gives (positions of the rows, ids [B, T], lengths [B]) in any order and cut, and
-    `predict(ids, lengths)` their logits [B, classes].
+    `batches` gives (positions of the rows, inputs) in any order and cut, and `predict(inputs)`
+    their logits [B, classes].
     """
     logits = torch.full((num_rows, num_classes), torch.nan)
-    for positions, input_ids, lengths in batches:
-        logits[torch.from_numpy(positions)] = predict(input_ids, lengths).float().cpu()
+    for positions, inputs in batches:
+        logits[torch.from_numpy(positions)] = predict(inputs).float().cpu()
     return logits
 
 

@@ -19,7 +19,7 @@ import pickle
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,16 @@ from load_checkpoint_helper import (
     load_pretrained_checkpoint,
     resolve_checkpoint_path,
 )
-from model import GPTBatched, GPTClassification
+from model import (
+    ROW_ATTENTION,
+    GPTBatched,
+    GPTClassification,
+    PackedRow,
+    compile_trunk,
+    row_multiple,
+)
 from training import (
+    EMBEDDING_UPDATES,
     SCHEDULES,
     Progress,
     Recipe,
@@ -55,6 +63,8 @@ from training import (
     autocast,
     balanced_class_weights,
     configure_optimizers,
+    cut_by_tokens,
+    find_max_tokens,
     fine_tune,
     save_atomically,
     save_checkpoint,
@@ -69,17 +79,20 @@ from xnli_data import (
     EncodedDataset,
     EncodedSplit,
     PairEncoding,
-    collate,
     cuts_vowel_signs,
-    groups_of_like_length,
     load_encoded,
     load_pair_encoding,
+    pack,
     pair_encoding,
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 SELF_CHECK_TEXTS = 256
+# Tokens of a forward pass without gradients, which needs little memory.
+EVALUATION_TOKENS = 16384
+# Compiling takes about a minute; shorter runs are done sooner without it.
+STEPS_WORTH_COMPILING = 300
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
 
 
@@ -144,8 +157,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("random_init", bool, False, "baseline: the checkpoint's network with random weights"),
     ),
     "recipe": (
-        Flag("batch_size", int, 16, "examples of a micro-batch", low=1),
-        Flag("gradient_accumulation_steps", int, 4, "micro-batches of a step", low=1),
+        Flag("batch_size", int, 16, "times --gradient_accumulation_steps: a step's pairs", low=1),
+        Flag("gradient_accumulation_steps", int, 4, "see --batch_size", low=1),
         Flag("num_epochs", float, 3.0, "passes over the training data", above=0),
         Flag("max_steps", int, None, "steps at most, instead of --num_epochs", low=1),
         Flag("learning_rate", float, 1e-4, "peak rate", above=0),
@@ -168,6 +181,35 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "machine": (
         Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
         Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
+        Flag(
+            "max_tokens_per_batch",
+            int,
+            None,
+            "of one forward pass, changes no result; default 16384 on a CPU, what fits on cuda",
+            low=1,
+        ),
+        Flag(
+            "compile",
+            str,
+            "auto",
+            "torch.compile; auto: where a compiler is found and the run is long enough",
+            choices=("auto", "always", "never"),
+        ),
+        Flag(
+            "attention",
+            str,
+            "auto",
+            "groups (CPU), flex or varlen (cuda)",
+            choices=("auto", *ROW_ATTENTION),
+        ),
+        Flag("gradient_checkpointing", bool, False, "less memory for a third more time"),
+        Flag(
+            "embedding_update",
+            str,
+            "exact",
+            "lazy: rows that a step does not meet rest (another result, see the README)",
+            choices=EMBEDDING_UPDATES,
+        ),
     ),
     "run": (
         Flag("out_dir", str, "out", "folder of everything a run leaves"),
@@ -334,7 +376,7 @@ def _expected_instead(flag: Flag, value: object) -> str | None:
     return None if isinstance(value, int) or math.isfinite(value) else "a finite number"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inputs:
     """What a run starts from, read and checked before any long work."""
 
@@ -343,6 +385,12 @@ class Inputs:
     dtype: torch.dtype
     info: dict | None  # None with --prepare_only and no checkpoint
     saved: dict | None  # the fine-tuned checkpoint, with --eval_only
+    trunk: GPTBatched | None  # the weights that `info` was read from, where the run needs them
+
+    def take_trunk(self) -> GPTBatched | None:
+        """The trunk, handed over: what trains it must be the only one to keep it in memory."""
+        trunk, self.trunk = self.trunk, None
+        return trunk
 
 
 def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inputs:
@@ -368,7 +416,8 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inpu
     attempt(lambda: _check_loggers(args))
     attempt(lambda: _check_folders(args))
     saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
-    info = None if args.eval_only else attempt(lambda: _inspect_for(args))
+    inspected = None if args.eval_only else attempt(lambda: _inspect_for(args))
+    info, trunk = inspected or (None, None)
     encoding = attempt(lambda: _encoding_for(args, saved)) if saved or not args.eval_only else None
     if encoding is not None and info is not None and encoding.num_tokens > info["vocab_size"]:
         problems.append(
@@ -378,7 +427,7 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inpu
         )
     if problems:
         raise UsageError(problems)
-    return Inputs(encoding, device, _dtype(args, device), info, saved)
+    return Inputs(encoding, device, _dtype(args, device), info, saved, trunk)
 
 
 def _device(args: argparse.Namespace) -> torch.device:
@@ -437,28 +486,39 @@ def _require_matching_flags(args: argparse.Namespace, info: dict) -> None:
         raise UsageError(problems)
 
 
-def _inspect_for(args: argparse.Namespace) -> dict | None:
+def _inspect_for(args: argparse.Namespace) -> tuple[dict | None, GPTBatched | None]:
+    """The checkpoint's `info` and trunk, from one reading; None for what the run has no use for."""
     if args.pretrained_ckpt_path is None:
         if args.prepare_only:
-            return None
+            return None, None
         raise UsageError(["--pretrained_ckpt_path is needed: a path or a glob of checkpoints"])
     path = resolve_checkpoint_path(args.pretrained_ckpt_path)
-    info = _inspected(path, args.n_head, args.block_size)
+    info, trunk = _inspected(args, path)
     _require_matching_flags(args, info)
-    return info
+    return info, trunk
 
 
-def _inspected(path: Path, n_head: int | None, block_size: int) -> dict:
+def _inspected(args: argparse.Namespace, path: Path) -> tuple[dict, GPTBatched | None]:
     try:
-        return inspect_checkpoint(path, num_heads=n_head, max_seq_len=block_size)[0]
+        return _read_checkpoint(args, path, args.n_head)
     except CheckpointError as error:
-        if n_head is None:
+        if args.n_head is None:
             raise
         # A wrong --n_head must not hide the other flags that contradict the file.
         try:
-            return inspect_checkpoint(path, max_seq_len=block_size)[0]
+            return _read_checkpoint(args, path, None)
         except CheckpointError:
             raise error from None
+
+
+def _read_checkpoint(
+    args: argparse.Namespace, path: Path, n_head: int | None
+) -> tuple[dict, GPTBatched | None]:
+    if args.prepare_only or args.random_init:
+        info, _ = inspect_checkpoint(path, num_heads=n_head, max_seq_len=args.block_size)
+        return info, None
+    trunk, info, _ = load_pretrained_checkpoint(path, num_heads=n_head, max_seq_len=args.block_size)
+    return info, trunk
 
 
 def _encoding_for(args: argparse.Namespace, saved: dict | None) -> PairEncoding:
@@ -536,24 +596,23 @@ def _print_data(data: EncodedDataset, encoding: PairEncoding) -> None:
 
 
 def load_pretrained_model(
-    args: argparse.Namespace, model: GPTClassification
+    args: argparse.Namespace, model: GPTClassification, inputs: Inputs | None = None
 ) -> tuple[GPTClassification, torch.optim.Optimizer, torch.amp.GradScaler]:
     """Set `model.pretrained_model` to the checkpoint's trunk, on the device of the run.
 
-    Flags that `args` lacks have their defaults. Raises CheckpointError for a file that can't be
-    used and UsageError for a flag that contradicts it.
+    The trunk is that of `inputs`, or without them read from the file. Flags that `args` lacks have
+    their defaults. Raises CheckpointError for a file that can't be used and UsageError for a flag
+    that contradicts it.
     """
     args = argparse.Namespace(**(DEFAULTS | vars(args)))
     device = _device(args)
-    path = resolve_checkpoint_path(args.pretrained_ckpt_path)
-    trunk, info, _ = load_pretrained_checkpoint(
-        path, device, num_heads=args.n_head, max_seq_len=args.block_size
-    )
-    _require_matching_flags(args, info)
+    info, trunk = _inspect_for(args) if inputs is None else (inputs.info, inputs.take_trunk())
     if args.random_init:
         torch.manual_seed(args.seed)
-        trunk = GPTBatched(config_of(info)).to(device)
-    model.pretrained_model = trunk.requires_grad_(not args.freeze_backbone)
+        trunk = GPTBatched(config_of(info))
+    trunk.gradient_checkpointing = args.gradient_checkpointing
+    trunk.row_attention = None if args.attention == "auto" else args.attention
+    model.pretrained_model = trunk.to(device).requires_grad_(not args.freeze_backbone)
     model.to(device)
     optimizer = configure_optimizers(
         device.type,
@@ -561,6 +620,7 @@ def load_pretrained_model(
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
         backbone_lr_scale=args.backbone_lr_scale,
+        embedding_update=args.embedding_update,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=_dtype(args, device) is torch.float16)
     return model, optimizer, scaler
@@ -638,30 +698,64 @@ def make_recipe(
     )
 
 
+def packed_rows(split: EncodedSplit, indices: np.ndarray) -> tuple[PackedRow, Tensor]:
+    """The examples `indices` of a split as one row, and their labels [B]."""
+    tokens, lengths, labels = pack(split, indices)
+    return PackedRow.of(tokens, lengths.tolist(), row_multiple(len(tokens))), labels
+
+
+def compile_where_worthwhile(args: argparse.Namespace, trunk: GPTBatched, num_steps: int) -> bool:
+    """Compile the trunk as --compile says; returns whether it was done.
+
+    Raises UsageError where it was asked for and can't be.
+    """
+    if args.compile == "never" or (args.compile == "auto" and num_steps < STEPS_WORTH_COMPILING):
+        return False
+    reason = _why_not_compile(trunk.scalars.device)
+    if reason is not None and args.compile == "always":
+        raise UsageError(
+            [f"--compile always: {reason}; install a compiler (g++ for a CPU) or say never"]
+        )
+    if reason is not None:
+        print(f"note: not compiled ({reason}): slower, with the same result")
+        return False
+    compile_trunk(trunk)
+    return True
+
+
+def _why_not_compile(device: torch.device) -> str | None:
+    """What goes wrong when a small function is compiled on `device`; None where nothing does."""
+    try:
+        torch.compile(lambda x: x.relu() + 1)(torch.ones(64, device=device))
+    # Whatever the compiler and its tools raise: without it the run goes on.
+    except Exception as error:
+        return f"torch.compile fails here: {str(error).strip().splitlines()[0]}"
+    return None
+
+
 def evaluate_split(
     model: GPTClassification,
     split: EncodedSplit,
     classes: Sequence[str],
     dtype: torch.dtype,
-    batch_size: int,
+    max_tokens: int,
     max_batches: int | None = None,
 ) -> dict:
     """Metrics on a whole split, or on its first batches of the longest rows."""
     device = next(model.parameters()).device
-    groups = groups_of_like_length(split.lengths, batch_size)[:max_batches]
+    groups = cut_by_tokens(split.lengths, max_tokens)[:max_batches]
     rows = np.concatenate(groups)
     model.eval()
 
-    def batches() -> object:
+    def batches() -> Iterator[tuple[np.ndarray, PackedRow]]:
         first = 0
         for group in groups:
-            input_ids, lengths, _ = collate(split, group)
-            yield np.arange(first, first + len(group)), input_ids, lengths
+            yield np.arange(first, first + len(group)), packed_rows(split, group)[0]
             first += len(group)
 
-    def predict(input_ids: Tensor, lengths: Tensor) -> Tensor:
+    def predict(row: PackedRow) -> Tensor:
         with autocast(device.type, dtype):
-            return model(input_ids.to(device), lengths.to(device))
+            return model(row.to(device))
 
     logits = predict_logits(predict, batches(), len(rows), len(classes))
     return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
@@ -766,15 +860,24 @@ def train(
     recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype)
     records = Records(args, inputs, data, model)
 
+    def get_batch(positions: np.ndarray) -> tuple[PackedRow, Tensor]:
+        return packed_rows(split, chosen[positions])
+
+    compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
+    max_tokens = args.max_tokens_per_batch or find_max_tokens(
+        model, recipe, split.lengths[chosen], get_batch
+    )
+
     def evaluate(max_batches: int | None = None) -> dict:
         return evaluate_split(
-            model, validation, data.classes, inputs.dtype, args.batch_size, max_batches
+            model, validation, data.classes, inputs.dtype, max_tokens, max_batches
         )
 
     evaluate(max_batches=2)
     print(
         f"training on {len(chosen)} pairs: {recipe.num_steps} steps of "
-        f"{recipe.examples_per_step}, validation every {recipe.eval_interval}"
+        f"{recipe.examples_per_step}, validation every {recipe.eval_interval}; at most "
+        f"{max_tokens} tokens a micro-batch, {'compiled' if compiled else 'not compiled'}"
     )
     return fine_tune(
         model,
@@ -782,8 +885,8 @@ def train(
         scaler,
         recipe,
         lengths=split.lengths[chosen],
-        get_batch=lambda positions: collate(split, chosen[positions]),
-        cut_step=lambda lengths: groups_of_like_length(lengths, args.batch_size),
+        get_batch=get_batch,
+        max_tokens_per_batch=max_tokens,
         evaluate=evaluate,
         is_better=lambda new, best: is_better(
             args.best_metric, new[args.best_metric], best and best[args.best_metric]
@@ -797,10 +900,9 @@ def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -
     """Validation and test metrics of the saved best checkpoint."""
     saved = inputs.saved or _read_fine_tuned(args)
     model = GPTClassification.from_saved(saved["config"], saved["model"]).to(inputs.device)
+    max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
     scores = {
-        split: evaluate_split(
-            model, data.splits[split], data.classes, inputs.dtype, args.batch_size
-        )
+        split: evaluate_split(model, data.splits[split], data.classes, inputs.dtype, max_tokens)
         for split in ("validation", "test")
     }
     for split, metrics in scores.items():
@@ -859,7 +961,7 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
     Path(args.out_dir).mkdir(parents=True, exist_ok=True)
     write_config(args, inputs, data)
     model = build_model(args, inputs.info, len(data.classes))
-    model, optimizer, scaler = load_pretrained_model(args, model)
+    model, optimizer, scaler = load_pretrained_model(args, model, inputs)
     check = self_check(model, data.splits["train"], inputs.encoding)
     progress = train(args, inputs, data, model, optimizer, scaler)
     del model, optimizer

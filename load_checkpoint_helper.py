@@ -18,6 +18,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -25,8 +26,9 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,11 @@ FINE_TUNED_KIND = "hindi-xnli-classifier"
 DEFAULT_MAX_SEQ_LEN = 1024
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 MAX_LISTED = 6
+
+# Pieces that stay in a core's cache from reading to copying, and enough threads to wait for the
+# disk while others compute the checksum.
+PIECE_BYTES = 1 << 20
+READERS = 4
 
 SHARD_MAGIC = 20240520
 SHARD_HEADER_INTS = 256
@@ -157,10 +164,10 @@ def load_pretrained_checkpoint(
 ) -> tuple[GPTBatched, dict, dict]:
     """The checkpoint as a trunk in float32 on `device`, with its `info` and its dict.
 
-    Raises CheckpointError as `inspect_checkpoint` does.
+    The weights are read once: what `inspect_checkpoint` checks are the very bytes that the trunk
+    is made of. Raises CheckpointError as `inspect_checkpoint` does.
     """
-    info, checkpoint = inspect_checkpoint(path, num_heads=num_heads, max_seq_len=max_seq_len)
-    state = converted_state(info["checkpoint_format"], checkpoint["model"], device)
+    info, checkpoint, state = _read_checkpoint(Path(path), num_heads, max_seq_len, device)
     state["scalars"] = state["scalars"][: SCALARS_PER_LAYER * info["num_layers"]].clone()
     return GPTBatched.from_state_dict(config_of(info), state), info, checkpoint
 
@@ -171,24 +178,33 @@ def inspect_checkpoint(
     num_heads: int | None = None,
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
 ) -> tuple[dict, dict]:
-    """What the file is, and its dict, whose tensors are mapped from the file and not yet read.
+    """What the file is, and its dict, whose tensors are mapped from the file and not in memory.
 
     Every storage of the weights is compared with the zip's CRC-32, every weight looked through
     for NaN, every key, shape and scalar with the format's table. `num_heads` is needed only for
     sizes whose head count neither the file nor `KNOWN_HEADS` tells, and checked where given.
     Raises CheckpointError with what is wrong and what to do.
     """
-    path = Path(path)
+    return _read_checkpoint(Path(path), num_heads, max_seq_len, None)[:2]
+
+
+def _read_checkpoint(
+    path: Path, num_heads: int | None, max_seq_len: int, device: str | torch.device | None
+) -> tuple[dict, dict, dict[str, Tensor]]:
+    """What `inspect_checkpoint` returns, and the weights as `converted_state` gives them, or none
+    where `device` is None."""
     record = _read_inert(path)
-    _check_storages(path, record)
+    _check_bounds(path, record)
     checkpoint = _load_mapped(path, record)
-    state = _unwrapped(path, checkpoint["model"])
+    prefix = _common_prefix(checkpoint["model"])
+    state = checkpoint["model"] = _unwrapped(path, checkpoint["model"])
     fmt = _detect_format(path, state)
     sizes = _check_tensors(path, fmt, state)
-    _check_finite(path, state)
     heads, heads_from = _head_count(path, fmt, sizes, checkpoint.get("code"), num_heads)
     config = _config(path, fmt, sizes, heads, max_seq_len)
+    converted = _read_weights(path, record, state, fmt, device)
     fingerprint = _check_scalars(path, fmt, config, state["scalars"])
+    _check_unchanged(path, record)
     info = {
         "file": str(path),
         "checkpoint_format": fmt,
@@ -206,7 +222,7 @@ def inspect_checkpoint(
         "num_parameters": sum(t.numel() for t in state.values()),
         "num_block_parameters": sum(t.numel() for k, t in state.items() if k.startswith("blocks.")),
         "dtypes": {str(d).removeprefix("torch."): n for d, n in _count_dtypes(state).items()},
-        "key_prefix": _common_prefix(checkpoint["model"]),
+        "key_prefix": prefix,
         "step": _plain_number(checkpoint.get("step")),
         "val_loss": _plain_number(checkpoint.get("val_loss")),
         "has_code": isinstance(checkpoint.get("code"), str) and checkpoint["code"] != "",
@@ -215,8 +231,7 @@ def inspect_checkpoint(
         "weights_id": _weights_id(record),
         "fingerprint": fingerprint,
     }
-    checkpoint["model"] = state
-    return info, checkpoint
+    return info, checkpoint, converted
 
 
 def config_of(info: dict) -> GPTConfig:
@@ -237,7 +252,12 @@ def converted_state(
     fmt: str, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:
     """A format's tensors under our names, as float32 copies on `device`."""
-    converted = {}
+    parts = _parts_by_target(fmt, state)
+    return {target: _empty_copy(part, device).copy_(part) for target, _, part in parts}
+
+
+def _parts_by_target(fmt: str, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+    """Our name, the name in the file, and what of its tensor is ours."""
     for rule in FORMATS[fmt]:
         pattern = _name_pattern(rule.name)
         for name, tensor in state.items():
@@ -245,10 +265,12 @@ def converted_state(
             if not match:
                 continue
             for target, part in rule.targets.items():
-                piece = tensor if part is None else tensor[part]
-                copy = torch.empty(piece.shape, dtype=torch.float32, device=device)
-                converted[target.format(**match.groupdict())] = copy.copy_(piece)
-    return converted
+                ours = tensor if part is None else tensor[part]
+                yield target.format(**match.groupdict()), name, ours
+
+
+def _empty_copy(part: Tensor, device: str | torch.device) -> Tensor:
+    return torch.empty(part.shape, dtype=torch.float32, device=device)
 
 
 def check_flags_against_file(
@@ -330,6 +352,26 @@ class _FileRecord:
     storage_root: str
     members: Mapping[str, zipfile.ZipInfo]
     stand_ins: tuple[tuple[str, str], ...]
+    version: tuple[int, ...]
+
+    def entry(self, storage: _StorageRecord) -> zipfile.ZipInfo | None:
+        return self.members.get(f"{self.storage_root}data/{storage.key}")
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A flat float32 tensor to fill with the values of a storage from index `start` on."""
+
+    start: int
+    values: Tensor
+
+    def take(self, first: int, values: Tensor) -> None:
+        """Take what is ours of `values`, which the storage has from index `first` on."""
+        begin = max(first, self.start)
+        end = min(first + len(values), self.start + len(self.values))
+        if begin < end:
+            mine = self.values[begin - self.start : end - self.start]
+            mine.copy_(values[begin - first : end - first])
 
 
 class _Inert:
@@ -390,6 +432,7 @@ class _InertUnpickler(pickle.Unpickler):
     def __init__(self, file: object):
         super().__init__(file, encoding="utf-8")
         self.stand_ins: dict[tuple[str, str], type] = {}
+        self.storages: dict[str, _StorageRecord] = {}
 
     def find_class(self, module: str, name: str) -> object:
         inert = _inert_global(module, name)
@@ -402,7 +445,11 @@ class _InertUnpickler(pickle.Unpickler):
         kind, storage_type, key, _location, numel = pid
         if kind != "storage" or not isinstance(storage_type, torch.dtype):
             raise pickle.UnpicklingError(f"unknown kind of storage {storage_type!r}")
-        return _StorageRecord(str(key), storage_type, int(numel))
+        storage = _StorageRecord(str(key), storage_type, int(numel))
+        # torch goes by the first, so weights could be read as another type than it sees.
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {storage.key} is of two kinds")
+        return storage
 
 
 def _inert_global(module: str, name: str) -> object:
@@ -494,7 +541,21 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> _FileRecord:
         raise CheckpointError(
             f"{path}: its pickle is damaged ({error}); copy the file again"
         ) from error
-    return _FileRecord(_checked_content(path, content), root, members, tuple(unpickler.stand_ins))
+    content = _checked_content(path, content)
+    version = _file_version(os.fstat(archive.fp.fileno()))
+    return _FileRecord(content, root, members, tuple(unpickler.stand_ins), version)
+
+
+def _file_version(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _check_unchanged(path: Path, record: _FileRecord) -> None:
+    with _reading(path):
+        if _file_version(os.stat(path)) != record.version:
+            raise CheckpointError(
+                f"{path}: was changed while it was read; wait until it is written, and start again"
+            )
 
 
 def _checked_content(path: Path, content: object) -> dict:
@@ -522,33 +583,122 @@ def _checked_content(path: Path, content: object) -> dict:
     return content
 
 
-def _check_storages(path: Path, record: _FileRecord) -> None:
-    """Every storage of the weights: there, as long as its tensors need, and with the right CRC."""
-    names_of_storage: dict[str, str] = {}
+def _read_weights(
+    path: Path,
+    record: _FileRecord,
+    state: Mapping[str, Tensor],
+    fmt: str,
+    device: str | torch.device | None,
+) -> dict[str, Tensor]:
+    """Read and check every storage of the weights; convert them on the way if there is a device."""
+    storages = {_without_prefix(k): t.storage for k, t in record.content["model"].items()}
+    parts = [] if device is None else list(_parts_by_target(fmt, state))
+    converted = {target: _empty_copy(part, device) for target, _, part in parts}
+    copies: dict[_StorageRecord, list[_Copy]] = defaultdict(list)
+    for target, name, part in parts:
+        if part.is_contiguous():
+            copy = _Copy(part.storage_offset(), converted[target].view(-1))
+            copies[storages[name]].append(copy)
+    suspects = _read_storages(path, record, copies)
+    _check_finite(path, {name: t for name, t in state.items() if storages[name] in suspects})
+    for target, _, part in parts:
+        if not part.is_contiguous():
+            converted[target].copy_(part)
+    return converted
+
+
+def _read_storages(
+    path: Path, record: _FileRecord, copies: Mapping[_StorageRecord, Sequence[_Copy]]
+) -> set[_StorageRecord]:
+    """Read every storage of the weights once, check its CRC-32 and fill its copies.
+
+    Returns those that hold a NaN or an infinity.
+    """
+    names: dict[_StorageRecord, str] = {}
     for name, tensor in record.content["model"].items():
-        _check_bounds(path, name, tensor, record)
-        names_of_storage.setdefault(tensor.storage.key, name)
-    with _reading(path), zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        for key, name in names_of_storage.items():
-            entry = record.members[f"{record.storage_root}data/{key}"]
-            if not _crc_agrees(archive, file, entry):
-                raise CheckpointError(
-                    f"{path}: the bytes of {name} are damaged (CRC-32 of {entry.filename}); "
-                    "copy the file again"
-                )
+        names.setdefault(tensor.storage, name)
+    with _reading(path):
+        archive = zipfile.ZipFile(path)
+
+    def has_bad_values(storage: _StorageRecord) -> bool:
+        entry = record.entry(storage)
+        pieces = _stored_pieces(path, archive, entry)
+        crc, count, finite = _take_in(pieces, storage.dtype, copies.get(storage, ()))
+        if (crc, count) != (entry.CRC, storage.numel):
+            raise CheckpointError(
+                f"{path}: the bytes of {names[storage]} are damaged (CRC-32 of {entry.filename}); "
+                "copy the file again"
+            )
+        return not finite
+
+    # The largest first, so that no thread is left with a large one when the others are done.
+    order = sorted(names, key=lambda storage: record.entry(storage).file_size, reverse=True)
+    with archive, ThreadPoolExecutor(READERS) as pool:
+        bad = zip(order, pool.map(has_bad_values, order), strict=True)
+        return {storage for storage, is_bad in bad if is_bad}
+
+
+def _stored_pieces(
+    path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
+) -> Iterator[memoryview]:
+    """The bytes of an uncompressed entry, piece after piece in one buffer; not all of them where
+    the entry is not at its place, or the file ends early."""
+    with _reading(path), open(path, "rb") as file:
+        try:
+            with archive.open(entry):
+                pass  # the local header is there and names this entry
+        except zipfile.BadZipFile:
+            return
+        file.seek(entry.header_offset)
+        header = file.read(30)
+        name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+        file.seek(entry.header_offset + 30 + name_bytes + extra_bytes)
+        buffer, left = memoryview(bytearray(PIECE_BYTES)), entry.file_size
+        while left and file.readinto(buffer[:left]) == len(buffer[:left]):
+            yield buffer[:left]
+            left -= len(buffer[:left])
+
+
+# As threads don't inherit the caller's mode, and only in this one may any tensor be filled.
+@torch.inference_mode()
+def _take_in(
+    pieces: Iterable[memoryview], dtype: torch.dtype, copies: Sequence[_Copy]
+) -> tuple[int, int, bool]:
+    """Fill `copies` from the bytes of a storage; returns their CRC-32, the number of values, and
+    whether all are finite."""
+    crc, count, finite = 0, 0, True
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+        values = torch.frombuffer(piece, dtype=dtype)
+        finite = finite and _all_finite(values)
+        for copy in copies:
+            copy.take(count, values)
+        count += len(values)
+    return crc, count, finite
+
+
+def _all_finite(values: Tensor) -> bool:
+    # A NaN makes both bounds NaN, and there is no tensor of booleans: 20 times as fast.
+    return all(math.isfinite(bound) for bound in torch.aminmax(values))
 
 
 def _weights_id(record: _FileRecord) -> str:
     """A hash of every weight's name, shape, place and CRC-32: the same weights, the same id."""
     digest = hashlib.sha256()
     for name, tensor in sorted(record.content["model"].items()):
-        crc = record.members[f"{record.storage_root}data/{tensor.storage.key}"].CRC
+        crc = record.entry(tensor.storage).CRC
         fields = (_without_prefix(name), tensor.size, tensor.offset, tensor.storage.dtype, crc)
         digest.update(repr(fields).encode())
     return digest.hexdigest()[:32]
 
 
-def _check_bounds(path: Path, name: str, tensor: _TensorRecord, record: _FileRecord) -> None:
+def _check_bounds(path: Path, record: _FileRecord) -> None:
+    """Every storage of the weights is there, and as long as its tensors need."""
+    for name, tensor in record.content["model"].items():
+        _check_bounds_of(path, name, tensor, record)
+
+
+def _check_bounds_of(path: Path, name: str, tensor: _TensorRecord, record: _FileRecord) -> None:
     storage = tensor.storage
     if not isinstance(storage, _StorageRecord):
         raise CheckpointError(f"{path}: {name} has no storage; copy the file again")
@@ -558,7 +708,7 @@ def _check_bounds(path: Path, name: str, tensor: _TensorRecord, record: _FileRec
         raise CheckpointError(f"{path}: {name} has an impossible shape; copy the file again")
     steps = [(n - 1) * step for n, step in zip(size, stride, strict=True)]
     needed = 0 if 0 in size else tensor.offset + sum(steps) + 1
-    entry = record.members.get(f"{record.storage_root}data/{storage.key}")
+    entry = record.entry(storage)
     itemsize = torch.empty(0, dtype=storage.dtype).element_size()
     if entry is None or entry.file_size != storage.numel * itemsize or needed > storage.numel:
         there = "none" if entry is None else f"{entry.file_size // itemsize} values"
@@ -570,25 +720,6 @@ def _check_bounds(path: Path, name: str, tensor: _TensorRecord, record: _FileRec
 
 def _as_ints(values: object) -> tuple:
     return tuple(values) if isinstance(values, list | tuple) else (None,)
-
-
-def _crc_agrees(archive: zipfile.ZipFile, file: object, entry: zipfile.ZipInfo) -> bool:
-    try:
-        with archive.open(entry):
-            pass  # the local header is there and names this entry
-    except zipfile.BadZipFile:
-        return False
-    file.seek(entry.header_offset)
-    local_header = file.read(30)
-    name_bytes, extra_bytes = (int.from_bytes(local_header[i : i + 2], "little") for i in (26, 28))
-    file.seek(entry.header_offset + 30 + name_bytes + extra_bytes)
-    crc, left = 0, entry.file_size
-    while left:
-        chunk = file.read(min(left, 1 << 24))
-        if not chunk:
-            return False
-        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
-    return crc == entry.CRC
 
 
 def _load_mapped(path: Path, record: _FileRecord) -> dict:

@@ -725,6 +725,12 @@ class GPTBatched(GPTTrunk):
         return self.lm_head_weight
 
 
+def row_multiple(num_tokens: int) -> int:
+    """What a row's length should be a multiple of, so that lengths, and with them the shapes that
+    a machine prepares for, come again: as much as costs at most 3 % of the row."""
+    return min(128, 1 << max(0, int(0.03 * num_tokens).bit_length() - 1))
+
+
 @dataclass(frozen=True)
 class PackedRow:
     """Examples one after the other in one row: all that the trunk computes on is real tokens.

@@ -2,7 +2,7 @@
 
 A step is the gradient of its examples' mean loss, however they are cut into micro-batches: each
 micro-batch adds its summed loss divided by the summed weights of the whole step, and an example's
-dropout mask is drawn for the step and handed out by position.
+dropout mask is drawn for the step and handed out by position. So memory alone decides the cut.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,16 +26,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 SCHEDULES = ("linear", "cosine", "constant")
+EMBEDDING_UPDATES = ("exact", "lazy")
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
 MAX_SKIPPED_IN_A_ROW = 20
 PLAIN_LINES_PER_RUN = 20
 
-# (positions in the split) -> ids [B, T], lengths [B], labels [B]
-GetBatch = Callable[[np.ndarray], tuple[Tensor, Tensor, Tensor]]
-# (lengths of a step's examples) -> positions in the step, one array a micro-batch
-CutStep = Callable[[np.ndarray], Sequence[np.ndarray]]
+# Tokens of a forward pass: beyond this nothing gets faster.
+MAX_TOKENS = 65536
+TRIAL_TOKENS = 4096
+GPU_MEMORY_SHARE = 0.8
+CPU_ACTIVATION_BYTES = 4 << 30
+# Values kept for the backward pass, a token, a block and a unit of width.
+ACTIVATIONS_PER_UNIT = 32
+# Steps prepared ahead of the one that is computed.
+PREFETCHED_STEPS = 4
+# On a GPU a loss is looked at so many steps late, so that the host never waits for the device.
+UNSETTLED_STEPS = 16
+
+# (positions in the split) -> what the model takes (with `to` and `pin_memory`), labels [B]
+GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
 
 
 class TrainingError(RuntimeError):
@@ -72,7 +85,9 @@ class Progress:
     evaluations_since_best: int = 0
     train_seconds: float = 0.0
     examples: int = 0
+    max_tokens_per_batch: int = 0
     losses: list[float] = field(default_factory=list)  # since the last evaluation
+    unsettled: list[StepResult] = field(default_factory=list)  # not yet looked at
 
     @property
     def examples_per_second(self) -> float:
@@ -83,9 +98,104 @@ class Progress:
 class StepResult:
     """Mean loss of a step's examples, the gradient's norm, and whether the scaler skipped it."""
 
-    loss: float
-    grad_norm: float
+    loss: Tensor
+    grad_norm: Tensor
     skipped: bool
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes."""
+
+    inputs: object
+    labels: Tensor  # [B]
+    dropout_mask: Tensor | None  # [B, width]
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The examples of one optimizer step, cut to `max_tokens` a micro-batch."""
+
+    micro_batches: Sequence[MicroBatch]
+    total_weight: float
+    num_examples: int
+    max_tokens: int
+
+
+class RowAdamW(torch.optim.AdamW):
+    """AdamW that also takes the sparse gradients of embedding tables.
+
+    `embedding_update` "exact" does with them what AdamW does with dense ones: a row without a
+    gradient goes on moving by its momentum. With "lazy" such a row rests, and only the rows of
+    the step's tokens are read and written: when a row is met again its moments have decayed as
+    they would have, but the moves of the steps in between are left out.
+    """
+
+    def __init__(self, params: object, embedding_update: str = "exact", **options: object):
+        assert embedding_update in EMBEDDING_UPDATES, embedding_update
+        super().__init__(params, fused=True, **options)
+        self.embedding_update = embedding_update
+        self._dense_gradients: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update; the sparse gradients are used up."""
+        touched = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    gradient = parameter.grad.coalesce()
+                    rows, values = gradient.indices()[0], gradient.values()  # [U], [U, D]
+                    parameter.grad = None
+                    if self.embedding_update == "lazy":
+                        self._move_rows(group, parameter, rows, values)
+                    else:
+                        parameter.grad = self._as_dense(parameter, rows, values)
+                        touched.append((parameter, rows))
+        self._allocate()
+        result = super().step(closure)
+        for parameter, rows in touched:
+            parameter.grad.index_fill_(0, rows, 0)
+            parameter.grad = None
+        return result
+
+    def _allocate(self) -> None:
+        """All moments before any update: out of memory must not leave half of one."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if parameter.grad is not None and not state:
+                    state["step"] = torch.zeros((), device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+    def _as_dense(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> Tensor:
+        """A gradient of the table's shape. Its memory is kept and is zero between steps, since
+        filling it anew would cost half as much as the update."""
+        if parameter not in self._dense_gradients:
+            self._dense_gradients[parameter] = torch.zeros_like(parameter)
+        return self._dense_gradients[parameter].index_copy_(0, rows, values)
+
+    def _move_rows(self, group: dict, table: nn.Parameter, rows: Tensor, grad: Tensor) -> None:
+        # What the scaler of float16 found; the fused update of the others looks at it by itself.
+        if getattr(self, "found_inf", None) is not None and self.found_inf.item():
+            return
+        state = self.state[table]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            state["last_step"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        gap = (state["step"] - state["last_step"][rows]).float()[:, None]  # [U, 1]
+        average = state["exp_avg"][rows] * beta1**gap + (1 - beta1) * grad  # [U, D]
+        square = state["exp_avg_sq"][rows] * beta2**gap + (1 - beta2) * grad.square()
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = average, square
+        state["last_step"][rows] = state["step"]
+        scale = math.sqrt(1 - beta2 ** state["step"])
+        rate = group["lr"] / (1 - beta1 ** state["step"])
+        decayed = table[rows] * (1 - group["lr"] * group["weight_decay"])
+        table[rows] = decayed - rate * average / (square.sqrt() / scale + group["eps"])
 
 
 def configure_optimizers(
@@ -94,11 +204,13 @@ def configure_optimizers(
     learning_rate: float = 1e-4,
     weight_decay: float = 0.01,
     backbone_lr_scale: float = 1.0,
-) -> torch.optim.AdamW:
+    embedding_update: str = "exact",
+) -> RowAdamW:
     """AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, scalars and biases.
 
     Every group keeps its `lr_scale` (the trunk's is `backbone_lr_scale`), which
-    `set_learning_rate` applies at every step. Frozen parameters are left out.
+    `set_learning_rate` applies at every step. Frozen parameters are left out. The embeddings of
+    `model` are made to give sparse gradients: a step touches few of their rows.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -106,14 +218,17 @@ def configure_optimizers(
             scale = backbone_lr_scale if name.startswith("pretrained_model.") else 1.0
             is_matrix = parameter.dim() >= 2 and "embed" not in name
             groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
-    optimizer = torch.optim.AdamW(
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = True
+    optimizer = RowAdamW(
         [
             {"params": params, "weight_decay": decay, "lr_scale": scale}
             for (scale, decay), params in groups.items()
         ],
+        embedding_update=embedding_update,
         lr=learning_rate,
         betas=(0.9, 0.999),
-        fused=device_type == "cuda",
     )
     set_learning_rate(optimizer, learning_rate)
     return optimizer
@@ -177,46 +292,161 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> tuple[float,
     return tuple((len(labels) / (num_classes * counts)).tolist())
 
 
+def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Positions of a step's examples, the longest first, cut into micro-batches of at most
+    `max_tokens`; an example of more tokens has one of its own."""
+    order = np.argsort(-lengths, kind="stable")
+    cuts, tokens = [0], 0
+    for place, length in enumerate(lengths[order]):
+        if tokens + length > max_tokens and place > cuts[-1]:
+            cuts.append(place)
+            tokens = 0
+        tokens += length
+    return np.split(order, cuts[1:])
+
+
+def find_max_tokens(
+    model: nn.Module, recipe: Recipe, lengths: np.ndarray, get_batch: GetBatch
+) -> int:
+    """Tokens that a forward and backward pass may take: on a CPU those of some gigabytes of
+    activations, on a GPU what a trial pass on the longest examples says that its memory holds."""
+    device = next(model.parameters()).device
+    config = model.pretrained_model.config
+    itemsize = recipe.dtype.itemsize
+    if device.type != "cuda":
+        per_token = config.num_layers * config.model_dim * itemsize * ACTIVATIONS_PER_UNIT
+        return min(MAX_TOKENS, CPU_ACTIVATION_BYTES // per_token)
+    trial = cut_by_tokens(lengths, TRIAL_TOKENS)[0]
+    trial_tokens = int(lengths[trial].sum())
+    inputs, _ = get_batch(trial)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with autocast(device.type, recipe.dtype):
+        logits = model(inputs.to(device))
+    logits.sum().backward()
+    per_token = (torch.cuda.max_memory_allocated(device) - held) / trial_tokens
+    model.zero_grad(set_to_none=True)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    torch.cuda.empty_cache()
+    # Gradients and two moments, float32, are not there yet.
+    free = torch.cuda.mem_get_info(device)[0] - 3 * 4 * trained
+    return int(min(MAX_TOKENS, max(lengths.max(), GPU_MEMORY_SHARE * free / per_token)))
+
+
+def prepare_step(
+    recipe: Recipe,
+    step: int,
+    indices: np.ndarray,
+    lengths: np.ndarray,
+    max_tokens: int,
+    get_batch: GetBatch,
+    dropout_width: int,
+) -> StepBatches:
+    """The examples `indices` with their `lengths` [B] in tokens, ready for `train_step`."""
+    masks = dropout_masks(recipe.seed, step, len(indices), dropout_width, recipe.dropout)
+    micro_batches, total_weight = [], 0.0
+    for positions in cut_by_tokens(lengths, max_tokens):
+        inputs, labels = get_batch(indices[positions])
+        mask = None if masks is None else masks[torch.from_numpy(positions)]
+        micro_batches.append(MicroBatch(inputs, labels, mask))
+        total_weight += _weight_of(labels, recipe.class_weights)
+    return StepBatches(micro_batches, total_weight, len(indices), max_tokens)
+
+
+def _weight_of(labels: Tensor, class_weights: tuple[float, ...] | None) -> float:
+    if class_weights is None:
+        return float(len(labels))
+    return float(torch.tensor(class_weights, dtype=torch.float64)[labels].sum())
+
+
+def _pinned(batches: StepBatches) -> StepBatches:
+    """The same in memory that a GPU fetches by itself, while it computes."""
+    pinned = [
+        MicroBatch(
+            batch.inputs.pin_memory(),
+            batch.labels.pin_memory(),
+            None if batch.dropout_mask is None else batch.dropout_mask.pin_memory(),
+        )
+        for batch in batches.micro_batches
+    ]
+    return replace(batches, micro_batches=pinned)
+
+
+def prefetched(items: Iterator[object], count: int) -> Iterator[object]:
+    """`items`, made by a thread up to `count` ahead; its exceptions are raised here."""
+    ready: queue.Queue = queue.Queue(maxsize=count)
+    stopped = threading.Event()
+
+    def put(entry: tuple[str, object]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(("item", item))
+                if stopped.is_set():
+                    return
+            put(("end", None))
+        except Exception as error:  # handed over to the consumer, whatever it is
+            put(("error", error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
-    step: int,
-    indices: np.ndarray,
-    get_batch: GetBatch,
-    micro_batches: Sequence[np.ndarray],
+    batches: StepBatches,
 ) -> StepResult:
-    """One optimizer step on the examples `indices`; `micro_batches` are positions in them.
+    """One optimizer step, by the gradient of sum(w·loss) / sum(w), w the class weights.
 
-    The weights move by the gradient of sum(w·loss) / sum(w) over the step, w the class weights.
+    Raises torch.OutOfMemoryError with the weights as they were.
     """
     device = next(model.parameters()).device
-    batches = [(positions, get_batch(indices[positions])) for positions in micro_batches]
-    weights = None
-    if recipe.class_weights is not None:
-        weights = torch.tensor(recipe.class_weights)
-    total_weight = sum(_weight_of(labels, weights) for _, (_, _, labels) in batches)
-    masks = dropout_masks(recipe.seed, step, len(indices), model.dropout_width, recipe.dropout)
-    weights = None if weights is None else weights.to(device)
-
+    weights = _class_weights_on(device, recipe.class_weights)
     optimizer.zero_grad(set_to_none=True)
     total_loss = torch.zeros((), device=device)
-    for positions, (input_ids, lengths, labels) in batches:
-        mask = None if masks is None else masks[torch.from_numpy(positions)].to(device)
+    for batch in batches.micro_batches:
+        mask = batch.dropout_mask
         with autocast(device.type, recipe.dtype):
-            logits = model(input_ids.to(device), lengths.to(device), mask)
+            logits = model(
+                batch.inputs.to(device),
+                dropout_mask=None if mask is None else mask.to(device, non_blocking=True),
+            )
         summed = F.cross_entropy(
             logits,
-            labels.to(device),
+            batch.labels.to(device, non_blocking=True),
             weight=weights,
             label_smoothing=recipe.label_smoothing,
             reduction="sum",
         )
-        loss = summed / total_weight
+        loss = summed / batches.total_weight
         scaler.scale(loss).backward()
         total_loss += loss.detach()
-    return _apply_gradient(model, optimizer, scaler, recipe, float(total_loss))
+    return _apply_gradient(optimizer, scaler, recipe, total_loss)
+
+
+@lru_cache(maxsize=1)
+def _class_weights_on(device: torch.device, weights: tuple[float, ...] | None) -> Tensor | None:
+    return None if weights is None else torch.tensor(weights, device=device)
 
 
 def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
@@ -224,31 +454,37 @@ def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device_type, dtype=dtype, enabled=dtype is not torch.float32)
 
 
-def _weight_of(labels: Tensor, weights: Tensor | None) -> float:
-    return float(len(labels)) if weights is None else float(weights[labels].double().sum())
-
-
 def _apply_gradient(
-    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
-    loss: float,
+    loss: Tensor,
 ) -> StepResult:
     scaler.unscale_(optimizer)
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, recipe.grad_clip or math.inf)
-    overflowed = not bool(torch.isfinite(norm))
-    if not math.isfinite(loss) or overflowed:
-        if not (scaler.is_enabled() and overflowed):
-            raise TrainingError(
-                f"loss {loss} and gradient norm {float(norm)} are not finite: lower "
-                "--learning_rate, use --grad_clip, or use --dtype float32"
-            )
-    # The scaler itself leaves out the update where a gradient overflowed.
+    gradients = _gradients(optimizer)
+    norm = nn.utils.get_total_norm(gradients)
+    if recipe.grad_clip:
+        torch._foreach_mul_(gradients, (recipe.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+    # Only float16's scaler makes the host wait: it leaves out the update where a gradient
+    # overflowed, and the schedule's clock with it.
+    skipped = scaler.is_enabled() and not bool(torch.isfinite(norm))
     scaler.step(optimizer)
     scaler.update()
-    return StepResult(loss, float(norm), skipped=overflowed)
+    return StepResult(loss, norm, skipped)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All gradients; of sparse ones, whose rows are summed first, the rows."""
+    gradients = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                if parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.coalesce()
+                    gradients.append(parameter.grad.values())
+                else:
+                    gradients.append(parameter.grad)
+    return gradients
 
 
 def fine_tune(
@@ -258,7 +494,7 @@ def fine_tune(
     recipe: Recipe,
     lengths: np.ndarray,
     get_batch: GetBatch,
-    cut_step: CutStep,
+    max_tokens_per_batch: int,
     evaluate: Callable[[], dict],
     is_better: Callable[[dict, dict | None], bool],
     on_evaluation: Callable[[Progress, dict], None],
@@ -266,36 +502,51 @@ def fine_tune(
 ) -> Progress:
     """Train for `recipe.num_steps`, or until early stopping.
 
-    `lengths` [N] are the tokens of the training examples. `evaluate` gives the validation
-    metrics; `on_best` is called first where they are the best so far, then `on_evaluation` with
-    the line for the metrics file. Raises TrainingError where the loss is no number.
+    `lengths` [N] are the tokens of the training examples, and a forward pass takes at most
+    `max_tokens_per_batch` of them: fewer where the GPU's memory does not suffice. `evaluate`
+    gives the validation metrics; `on_best` is called first where they are the best so far, then
+    `on_evaluation` with the line for the metrics file. Raises TrainingError where the loss is no
+    number, or where a single example does not fit into memory.
     """
-    progress = Progress()
+    progress = Progress(max_tokens_per_batch=max_tokens_per_batch)
     epoch_steps = steps_per_epoch(len(lengths), recipe.examples_per_step)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+
+    def prepare(step: int) -> StepBatches:
+        indices = examples_of_step(len(lengths), recipe.examples_per_step, step, recipe.seed)
+        batches = prepare_step(
+            recipe,
+            step,
+            indices,
+            lengths[indices],
+            progress.max_tokens_per_batch,
+            get_batch,
+            model.dropout_width,
+        )
+        return _pinned(batches) if on_gpu else batches
+
+    steps = map(prepare, range(progress.step, recipe.num_steps))
+    steps = prefetched(steps, PREFETCHED_STEPS) if on_gpu else steps
     with _ProgressLine(recipe.num_steps) as line:
-        while progress.step < recipe.num_steps:
+        for batches in steps:
             started = time.perf_counter()
             rate = recipe.learning_rate * learning_rate_factor(
                 recipe.lr_schedule, progress.updates, recipe.num_steps, recipe.warmup_ratio
             )
             set_learning_rate(optimizer, rate)
-            indices = examples_of_step(
-                len(lengths), recipe.examples_per_step, progress.step, recipe.seed
-            )
             model.train()
-            result = train_step(
-                model,
-                optimizer,
-                scaler,
-                recipe,
-                progress.step,
-                indices,
-                get_batch,
-                cut_step(lengths[indices]),
+            result = _step_within_memory(
+                model, optimizer, scaler, recipe, batches, prepare, progress, line
             )
-            _count_step(progress, result, len(indices), time.perf_counter() - started)
-            line.show(progress, result, rate, progress.step / epoch_steps)
-            if progress.step % recipe.eval_interval == 0 or progress.step == recipe.num_steps:
+            _count_step(progress, result, batches.num_examples)
+            evaluating = (
+                progress.step % recipe.eval_interval == 0 or progress.step == recipe.num_steps
+            )
+            if not on_gpu or evaluating or len(progress.unsettled) >= UNSETTLED_STEPS:
+                _settle(progress)
+            progress.train_seconds += time.perf_counter() - started
+            line.show(progress, rate, progress.step / epoch_steps)
+            if evaluating:
                 metrics = evaluate()
                 if is_better(metrics, progress.best):
                     progress.best, progress.best_step = metrics, progress.step
@@ -311,20 +562,66 @@ def fine_tune(
     return progress
 
 
-def _count_step(progress: Progress, result: StepResult, examples: int, seconds: float) -> None:
+def _step_within_memory(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+    batches: StepBatches,
+    prepare: Callable[[int], StepBatches],
+    progress: Progress,
+    line: _ProgressLine,
+) -> StepResult:
+    """A step, in smaller micro-batches where memory does not suffice: the result is the same."""
+    while True:
+        if batches.max_tokens > progress.max_tokens_per_batch:
+            batches = prepare(progress.step)
+        try:
+            return train_step(model, optimizer, scaler, recipe, batches)
+        except torch.OutOfMemoryError:
+            if len(batches.micro_batches) == batches.num_examples:
+                raise TrainingError(
+                    "out of GPU memory with one example a micro-batch: use "
+                    "--gradient_checkpointing, a smaller --block_size or a larger GPU"
+                ) from None
+            progress.max_tokens_per_batch = batches.max_tokens // 2
+        # Outside of the handler, whose exception holds on to the tensors of the failed pass.
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        line.say(
+            f"note: out of GPU memory; step {progress.step + 1} again with at most "
+            f"{progress.max_tokens_per_batch} tokens a micro-batch (--max_tokens_per_batch)"
+        )
+
+
+def _count_step(progress: Progress, result: StepResult, examples: int) -> None:
     progress.step += 1
     progress.examples += examples
-    progress.train_seconds += seconds
     progress.updates += not result.skipped
     progress.skipped += result.skipped
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
     if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
-            f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed float16 (last loss {result.loss}): "
-            "use --dtype bfloat16 or float32, or lower --learning_rate"
+            f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed float16 (last loss "
+            f"{float(result.loss)}): use --dtype bfloat16 or float32, or lower --learning_rate"
         )
     if not result.skipped:
-        progress.losses.append(result.loss)
+        progress.unsettled.append(result)
+
+
+def _settle(progress: Progress) -> None:
+    """Look at the steps since the last look; raises TrainingError where training diverged."""
+    if not progress.unsettled:
+        return
+    results, progress.unsettled = progress.unsettled, []
+    numbers = torch.stack([torch.stack([r.loss, r.grad_norm]) for r in results]).tolist()
+    for loss, norm in numbers:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"loss {loss} and gradient norm {norm} are not finite: lower "
+                "--learning_rate, use --grad_clip, or use --dtype float32"
+            )
+        progress.losses.append(loss)
 
 
 def _metrics_line(progress: Progress, metrics: dict, rate: float, epoch_steps: int) -> dict:
@@ -362,19 +659,21 @@ class _ProgressLine:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, progress: Progress, result: StepResult, rate: float, epoch: float) -> None:
+    def show(self, progress: Progress, rate: float, epoch: float) -> None:
         speed = progress.examples_per_second
+        # The last loss looked at: showing must not make the host wait for a GPU.
+        loss = progress.losses[-1] if progress.losses else math.nan
         if not self.bar.disable:
             self.bar.update()
             self.bar.set_postfix_str(
-                f"loss {result.loss:.3f}, lr {rate:.1e}, {speed:.0f} examples/s", refresh=False
+                f"loss {loss:.3f}, lr {rate:.1e}, {speed:.0f} examples/s", refresh=False
             )
         elif progress.step % self.plain_every == 0 or progress.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
             left = elapsed / progress.step * (self.num_steps - progress.step)
             self.say(
                 f"step {progress.step}/{self.num_steps}, epoch {epoch:.2f}: "
-                f"loss {result.loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
+                f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
             )
 
     def say(self, sentence: str) -> None:

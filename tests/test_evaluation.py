@@ -68,19 +68,20 @@ def test_predict_logits_returns_rows_in_their_own_order(groups):
     ids = torch.arange(5)[:, None] * 10 + torch.arange(3)  # row r holds 10r, 10r+1, 10r+2
     lengths = torch.tensor([3, 1, 2, 3, 1])
 
-    def predict(input_ids, lengths):
+    def predict(inputs):
         assert not torch.is_grad_enabled()
+        input_ids, lengths = inputs
         return torch.stack([input_ids[:, 0], lengths], dim=1).to(torch.bfloat16)
 
-    batches = [(np.array(group), ids[group], lengths[group]) for group in groups]
+    batches = [(np.array(group), (ids[group], lengths[group])) for group in groups]
     logits = predict_logits(predict, batches, num_rows=5, num_classes=2)
     assert logits.dtype == torch.float32
     assert logits.tolist() == [[0, 3], [10, 1], [20, 2], [30, 3], [40, 1]]
 
 
 def test_a_row_that_no_batch_held_is_not_scored():
-    batches = [(np.array([0]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1))]
-    logits = predict_logits(lambda ids, lengths: torch.ones(1, 3), batches, 2, 3)
+    batches = [(np.array([0]), torch.zeros(1, 1, dtype=torch.int64))]
+    logits = predict_logits(lambda ids: torch.ones(1, 3), batches, 2, 3)
     with pytest.raises(EvaluationError):
         classification_metrics(logits, np.array([0, 0]), CLASSES)
 

@@ -20,12 +20,15 @@ import pytest
 import reference
 import torch
 from checkpoints import gpt_call, random_state, save_checkpoint
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
+import finetune_hindi_xnli as finetune
 import load_checkpoint_helper as loader
 from load_checkpoint_helper import (
     CheckpointError,
     check_flags_against_file,
+    converted_state,
     inspect_checkpoint,
     lm_check,
     load_pretrained_checkpoint,
@@ -33,7 +36,7 @@ from load_checkpoint_helper import (
     read_token_shard,
     resolve_checkpoint_path,
 )
-from model import GPTFlexAttention
+from model import GPTBatched, GPTFlexAttention
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = {
@@ -368,6 +371,41 @@ def test_optimizer_states_are_not_read_into_memory(tmp_path):
     assert 0.5 * weights < growth < 1.2 * weights + 20_000  # KiB
 
 
+MEASURE_PEAK = """
+import re, sys, threading
+import load_checkpoint_helper as loader
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def watch():
+    while not done.wait(0.001):
+        samples.append(anonymous())
+function = getattr(loader, sys.argv[1])
+function(sys.argv[2])  # the first load imports much of torch
+samples, done, watcher = [anonymous()], threading.Event(), threading.Thread(target=watch)
+watcher.start()
+result = function(sys.argv[3])
+done.set()
+watcher.join()
+print(max(samples) - samples[0], len(samples))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    "function, most", [("load_pretrained_checkpoint", 1.3), ("inspect_checkpoint", 0.25)]
+)
+def test_the_most_memory_that_loading_takes(tmp_path, function, most):
+    state = random_state("small", 6, 2, 256, 12_000, seed=5)
+    moments = {"state": {i: (t, t.clone()) for i, t in enumerate(state.values())}}
+    path = save_checkpoint(tmp_path / "file.pt", state, optimizers=[moments])
+    first = tiny_file(tmp_path, "medium")
+    done = run_python("-c", MEASURE_PEAK, function, str(first), str(path))
+    growth, num_samples = map(int, done.stdout.split())
+    weights = sum(t.numel() for t in state.values()) * 4 // 1024
+    assert weights > 75_000 and num_samples > 5
+    assert growth < most * weights  # KiB
+
+
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
@@ -586,6 +624,192 @@ def test_a_flipped_bit_in_any_storage_of_the_model(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="bytes of .* are damaged"):
             inspect_checkpoint(path)
+
+
+def test_damage_in_the_optimizer_states_does_not_matter(tmp_path):
+    moments = {"state": {0: {"exp_avg": torch.ones(500), "exp_avg_sq": torch.ones(500)}}}
+    sound = storage_spans(tiny_file(tmp_path, "medium"))
+    path = tiny_file(tmp_path, "medium", optimizers=[moments])
+    damaged = bytearray(path.read_bytes())
+    spans = [span for name, span in storage_spans(path).items() if name not in sound]
+    assert [len(span) for span in spans] == [2000, 2000]
+    for span in spans:
+        damaged[span.start : span.stop] = bytes(len(span))
+    path.write_bytes(damaged)
+    trunk, _, checkpoint = load_pretrained_checkpoint(path)
+    assert_exactly_right(checkpoint["model"])
+    assert_holds(trunk, "medium", tiny_state("medium"))
+
+
+def assert_holds(trunk: GPTBatched, fmt: str, state: dict[str, Tensor]) -> None:
+    """The trunk has exactly the weights of `state`, in memory of its own."""
+    found = trunk.state_dict() | {"lm_head.weight": trunk.lm_head_weight}
+    expected = converted_state(fmt, state)
+    expected["scalars"] = expected["scalars"][: trunk.scalars.numel()]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(found[name].is_contiguous() for name in expected)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in found.values()}
+    assert len(storages) == len(found)
+
+
+@BOTH
+@pytest.mark.parametrize("piece_bytes", [64, 1000, 1 << 20])
+def test_pieces_of_any_size_give_the_same_weights(tmp_path, monkeypatch, fmt, piece_bytes):
+    monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+    state = tiny_state(fmt)
+    state["embed.weight"] = state["embed.weight"].double()
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, state))
+    assert_holds(trunk, fmt, state)
+
+
+def one_buffer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    buffer = torch.cat([tensor.float().flatten() for tensor in state.values()])
+    parts = buffer.split([tensor.numel() for tensor in state.values()])
+    return {name: part.view(state[name].shape) for name, part in zip(state, parts, strict=True)}
+
+
+def in_a_larger_buffer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Around every tensor there is NaN, which is none of its values."""
+    around = {n: torch.full((t.numel() + 10,), torch.nan, dtype=t.dtype) for n, t in state.items()}
+    for name, tensor in state.items():
+        around[name][4:-6] = tensor.flatten()
+    return {name: around[name][4:-6].view(tensor.shape) for name, tensor in state.items()}
+
+
+def column_major(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+        if tensor.dim() > 1
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def one_value_table(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return state | {f"value_embeds.{t}.weight": state["embed.weight"] for t in range(3)}
+
+
+@BOTH
+@pytest.mark.parametrize("piece_bytes", [1000, 1 << 20])
+@pytest.mark.parametrize("store", [one_buffer, in_a_larger_buffer, column_major, one_value_table])
+def test_however_tensors_lie_in_storages(tmp_path, monkeypatch, fmt, store, piece_bytes):
+    monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+    state = store(tiny_state(fmt))
+    trunk, _, checkpoint = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, state))
+    assert_holds(trunk, fmt, state)
+    assert all(torch.equal(checkpoint["model"][name], state[name]) for name in state)
+
+
+def test_a_storage_of_two_kinds(tmp_path, capsys):
+    """torch goes by the first, and the other's checksum would be of other values."""
+    fifth = b"X\x01\x00\x00\x004"
+
+    def alter(name: str, data: bytes) -> bytes:
+        assert fifth in data or not name.endswith("data.pkl")
+        return data.replace(fifth, fifth[:-1] + b"0") if name.endswith("data.pkl") else data
+
+    path = rewritten(tiny_file(tmp_path, "medium"), alter)
+    assert_refused(path, "pickle is damaged .storage 0 is of two kinds", capsys)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 1, 2000, -2, -1])
+def test_a_value_that_is_not_finite_is_found(tmp_path, monkeypatch, dtype, value, place):
+    name = "value_embeds.1.weight"
+    weight = tiny_state("medium")[name].to(dtype, copy=True)
+    weight.view(-1)[place] = value
+    path = tiny_file(tmp_path, "medium", tiny_state("medium") | {name: weight})
+    for piece_bytes in (1000, 1 << 20):
+        monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+        for read in (inspect_checkpoint, load_pretrained_checkpoint):
+            with pytest.raises(CheckpointError, match=r"NaN or infinity in value_embeds\.1\."):
+                read(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_values_are_no_infinity(tmp_path, dtype):
+    name, limits = "embed.weight", torch.finfo(dtype)
+    weight = torch.full_like(tiny_state("medium")[name], limits.max, dtype=dtype)
+    weight[1::2] = limits.min
+    weight[0, 0] = limits.tiny / 2
+    state = tiny_state("medium") | {name: weight}
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, "medium", state))
+    assert torch.equal(trunk.embed.weight, weight.float())
+
+
+def test_loading_in_inference_mode(tmp_path):
+    with torch.inference_mode():
+        trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, "medium"))
+    assert_holds(trunk, "medium", tiny_state("medium"))
+
+
+def other_weights(path: Path) -> None:
+    """Puts another run's file of the same sizes at `path`, as an atomic save does."""
+    state = random_state(**TINY["medium"] | {"seed": 2})
+    os.replace(save_checkpoint(path.with_name("new.pt"), state, code=gpt_call(12, 2, 16)), path)
+
+
+def other_step(path: Path) -> None:
+    """The same weights with other scalars around them."""
+    state = tiny_state("medium")
+    os.replace(save_checkpoint(path.with_name("new.pt"), state, step=7, code=""), path)
+
+
+CHANGES = {
+    "other weights": other_weights,
+    "other step": other_step,
+    "touched": lambda path: os.utime(path, ns=(0, 0)),
+    "deleted": Path.unlink,
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+}
+
+
+@pytest.mark.parametrize("before_torch", [True, False])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, change, before_torch):
+    path, torch_load = tiny_file(tmp_path, "medium"), torch.load
+
+    def load(*args, **options):
+        if before_torch:
+            change(path)
+        content = torch_load(*args, **options)
+        if not before_torch:
+            change(path)
+        return content
+
+    monkeypatch.setattr(torch, "load", load)
+    match = "changed while|damaged|can't|truncated|number of heads"
+    with pytest.raises(CheckpointError, match=match):
+        load_pretrained_checkpoint(path)
+
+
+def byte_tokenizer(path: Path) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([], trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_run_takes_the_weights_that_it_inspected(tmp_path, change):
+    """And so reads the file once, and can't be given other weights than those it checked."""
+    path = tiny_file(tmp_path, "medium")
+    words = f"--pretrained_ckpt_path {path} --cache_dir {tmp_path} --out_dir {tmp_path}".split()
+    words += ["--tokenizer_name", str(byte_tokenizer(tmp_path / "t.json")), "--dataset", "demo"]
+    args, problems = finetune.parse_arguments([*words, "--device", "cpu"])
+    inputs = finetune.check_inputs(args, problems)
+    change(path)
+    model = finetune.build_model(args, inputs.info, 3)
+    finetune.load_pretrained_model(args, model, inputs)
+    assert_holds(model.pretrained_model, "medium", tiny_state("medium"))
+    assert inputs.trunk is None, "else it would outlive the model"
 
 
 def test_a_flipped_bit_elsewhere_never_gives_wrong_weights(tmp_path):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from torch import nn
 
 from evaluation import is_better
-from model import GPTBatched, GPTClassification, GPTConfig
+from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
     MAX_SKIPPED_IN_A_ROW,
+    MicroBatch,
     Recipe,
+    StepBatches,
     TrainingError,
     balanced_class_weights,
     configure_optimizers,
@@ -59,7 +60,7 @@ def model() -> GPTClassification:
 
 
 class Data:
-    """Random rows of different lengths; `get_batch` pads on the right with a real token id."""
+    """Random rows of different lengths."""
 
     def __init__(self, num_rows: int, seed: int = 0):
         generator = np.random.default_rng(seed)
@@ -71,8 +72,8 @@ class Data:
     def get_batch(self, positions):
         self.asked.append(list(positions))
         rows = [self.rows[i] for i in positions]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7)
-        return ids, torch.tensor([len(row) for row in rows]), self.labels[positions]
+        row = PackedRow.of(torch.cat(rows), [len(row) for row in rows], multiple=16)
+        return row, self.labels[positions]
 
 
 def recipe_of(**changes) -> Recipe:
@@ -84,26 +85,35 @@ def no_scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", enabled=False)
 
 
+def cut_as(cut, recipe, step, indices, data, width) -> StepBatches:
+    """The step's examples in the micro-batches of `cut`, which no budget of tokens would give."""
+    masks = dropout_masks(recipe.seed, step, len(indices), width, recipe.dropout)
+    weights = torch.tensor(recipe.class_weights or [1.0] * NUM_CLASSES)
+    micro_batches, total = [], 0.0
+    for positions in map(np.array, cut):
+        row, labels = data.get_batch(indices[positions])
+        micro_batches.append(MicroBatch(row, labels, None if masks is None else masks[positions]))
+        total += float(weights[labels].sum())
+    return StepBatches(micro_batches, total, len(indices), max_tokens=1 << 20)
+
+
 def one_step(model, recipe, data, cut, step=5, scaler=None, learning_rate=0.1):
     """A step of plain gradient descent on all of `data`; returns its result and the gradients."""
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     indices = np.arange(len(data.rows))[::-1].copy()
-    micro_batches = [np.array(positions) for positions in cut]
-    scaler = scaler or no_scaler()
-    result = train_step(
-        model, optimizer, scaler, recipe, step, indices, data.get_batch, micro_batches
-    )
+    batches = cut_as(cut, recipe, step, indices, data, model.dropout_width)
+    result = train_step(model, optimizer, scaler or no_scaler(), recipe, batches)
     return result, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def reference_gradient(model, recipe, data, step=5):
     """The full-batch loss written out: smoothed targets times weighted log-probabilities."""
     indices = np.arange(len(data.rows))[::-1].copy()
-    ids, lengths, labels = data.get_batch(indices)
+    row, labels = data.get_batch(indices)
     masks = dropout_masks(
         recipe.seed, step, len(indices), model.dropout_width, recipe.dropout or 0.0
     )
-    log_probabilities = torch.log_softmax(model(ids, lengths, masks).double(), dim=1)
+    log_probabilities = torch.log_softmax(model(row, dropout_mask=masks).double(), dim=1)
     weights = torch.tensor(recipe.class_weights or [1.0] * NUM_CLASSES, dtype=torch.float64)
     smoothing = recipe.label_smoothing
     total = sum(
@@ -185,7 +195,7 @@ def test_clipping_bounds_the_gradient_that_is_applied(model, clip, applied):
     )
     assert result.grad_norm > 0.1
     # Plain gradient descent at 0.1 moves the weights by a tenth of what is applied.
-    assert moved / 0.1 == pytest.approx(applied or result.grad_norm, rel=1e-3)
+    assert moved / 0.1 == pytest.approx(applied or float(result.grad_norm), rel=1e-3)
 
 
 def test_decay_is_on_matrices_only(model):
@@ -275,7 +285,17 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed():
 class Run:
     """Runs `fine_tune` with a scripted validation, and keeps what its callbacks were given."""
 
-    def __init__(self, model, recipe, *, data=None, accuracies=(), scaler=None, optimizer=None):
+    def __init__(
+        self,
+        model,
+        recipe,
+        *,
+        data=None,
+        accuracies=(),
+        scaler=None,
+        optimizer=None,
+        max_tokens_per_batch=40,
+    ):
         self.data = data or Data(num_rows=10)
         self.optimizer = optimizer or configure_optimizers("cpu", model, recipe.learning_rate)
         self.calls: list[tuple] = []
@@ -286,11 +306,17 @@ class Run:
             accuracy = next(accuracies, 0.0)
             return {"accuracy": accuracy, "macro_f1": accuracy, "loss": 1.0}
 
-        def cut_step(lengths):
-            # Called once a step, after the rates were set.
-            self.rates.append([group["lr"] for group in self.optimizer.param_groups])
-            return np.array_split(np.arange(len(lengths)), 2)
+        self.overflowed: list[bool] = []
 
+        update = self.optimizer.step
+
+        def noted_update(*arguments):
+            """At every step, once the rates are set and the scaler has looked at the gradients."""
+            self.rates.append([group["lr"] for group in self.optimizer.param_groups])
+            self.overflowed.append(bool(getattr(self.optimizer, "found_inf", 0)))
+            return update(*arguments)
+
+        self.optimizer.step = noted_update
         self.progress = fine_tune(
             model,
             self.optimizer,
@@ -298,7 +324,7 @@ class Run:
             recipe,
             self.data.lengths,
             self.data.get_batch,
-            cut_step,
+            max_tokens_per_batch,
             evaluate,
             lambda new, best: is_better("accuracy", new["accuracy"], best and best["accuracy"]),
             on_evaluation=lambda progress, line: self.calls.append(("line", line)),
@@ -413,8 +439,9 @@ def test_skipped_steps_are_counted_and_do_not_advance_the_schedule(model):
     assert run.progress.step == 24
     assert run.progress.updates == 24 - skipped
     assert run.lines[-1]["skipped_steps"] == skipped
-    # With the huge scale the skips come first: the rate of update 0 is tried again and again.
-    updates = [0] * skipped + list(range(24 - skipped))
+    assert sum(run.overflowed) == skipped and run.overflowed[0]
+    # A step that was skipped is followed by one with the same rate.
+    updates = np.cumsum([0] + [not overflow for overflow in run.overflowed[:-1]])
     rates = [1e-3 * learning_rate_factor("linear", update, 24, 0.1) for update in updates]
     assert [rates_of_step[0] for rates_of_step in run.rates] == pytest.approx(rates)
 
