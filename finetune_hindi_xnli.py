@@ -66,6 +66,7 @@ from training import (
     cut_by_tokens,
     find_max_tokens,
     fine_tune,
+    keep_freed_memory,
     save_atomically,
     save_checkpoint,
     save_json,
@@ -977,6 +978,7 @@ def _earlier_results(args: argparse.Namespace) -> dict:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
+    keep_freed_memory()
     try:
         args, problems = parse_arguments(argv)
         run(args, check_inputs(args, problems))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -243,37 +244,9 @@ def _init_as_the_scripts_do(weight: Tensor) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-class _RowMajorLinear(torch.autograd.Function):
-    """F.linear for bfloat16 on a CPU, whose matrix unit reads rows.
-
-    The weight's gradient is a product over the tokens, for which one factor has to be transposed;
-    copying the narrow one costs less than the strided product.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None
-        x, grad = x.flatten(end_dim=-2), grad.flatten(end_dim=-2)  # [tokens, in], [tokens, out]
-        if grad.size(1) <= x.size(1):
-            return grad_x, grad.t().contiguous() @ x
-        return grad_x, (x.t().contiguous() @ grad).t()
-
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in] · weightᵀ [in, out], in the dtype of x."""
-    weight = weight.type_as(x)
-    if x.device.type == "cpu" and x.dtype is torch.bfloat16:
-        return _RowMajorLinear.apply(x, weight)
-    return F.linear(x, weight)
+    return F.linear(x, weight.type_as(x))
 
 
 class CastedLinear(nn.Linear):
@@ -783,63 +756,6 @@ class PackedRow:
         return PackedRow(*map(change, tensors), self.lengths)
 
 
-class _Gather(torch.autograd.Function):
-    """Rows `index` of x, where `inverse` says the place in `index` of every row of x.
-
-    Places in `index` that `inverse` does not name are padding: their gradient is dropped.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
-
-
-def _weights_of_scores(scores: Tensor, allowed: Tensor, real: Tensor) -> Tensor:
-    """Softmax over the keys: scores [B, H, T, T], allowed [T, T]; rows that are not `real`
-    [B, 1, T, 1] get zeros, so that nothing flows back from them."""
-    scores = (scores.float() * SOFTMAX_SCALE).masked_fill(~allowed, -torch.inf)
-    return (scores.softmax(-1) * real).type_as(real)
-
-
-def _gradient_of_scores(weights: Tensor, grad: Tensor) -> Tensor:
-    """Back through the softmax and its scale, [..., T, T] each."""
-    product = weights.float() * grad.float()
-    total = product.sum(-1, keepdim=True)
-    return ((product - weights.float() * total) * SOFTMAX_SCALE).type_as(weights)
-
-
-class _ShortAttention(torch.autograd.Function):
-    """Attention of many short rows, by matrix products.
-
-    For rows of some dozen tokens the scores are smaller than the queries, so keeping them costs
-    nothing; the backward pass of the CPU's `scaled_dot_product_attention` takes several times as
-    long as these products.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, real: Tensor
-    ) -> Tensor:
-        """q, k, v [B, H, T, d] -> [B, H, T, d]."""
-        weights = _fused(_weights_of_scores)(q @ k.mT, allowed, real.type_as(q))
-        ctx.save_for_backward(q, k, v, weights)
-        return weights @ v
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights = ctx.saved_tensors
-        grad_scores = _fused(_gradient_of_scores)(weights, grad @ v.mT)
-        return grad_scores @ k, grad_scores.mT @ q, weights.mT @ grad, None, None
-
-
 @dataclass(frozen=True)
 class _Group:
     """Examples of like length, padded to one width; the only padding there is."""
@@ -870,51 +786,115 @@ class GroupedAttention:
         inverse = torch.empty(int(lengths.sum()) * config.num_heads, dtype=torch.int64)
         inverse[index[real]] = real.nonzero()[:, 0]
         self.index, self.inverse = index.to(device), inverse.to(device)
+        self.index_of_grad = torch.where(real, index, len(inverse)).to(device)
 
     # Its batches change with every row: compiled code would be made anew each time.
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        window = _window_of(self.config, layer)
         if q.size(1) != k.size(1):
-            return self._from_last_tokens(q, k, v, layer)
-        outputs = [
-            _ShortAttention.apply(q, k, v, *self._masks(group, layer)).flatten(end_dim=2)
-            for group, q, k, v in self._batches(q, k, v)
-        ]
-        return _Gather.apply(torch.cat(outputs), self.inverse, self.index).view_as(q)
+            return self._from_last_tokens(q, k, v, window)
+        return _GroupedProducts.apply(q, k, v, self, window)
 
-    def _batches(self, *tensors: Tensor) -> Iterator[tuple[_Group | Tensor, ...]]:
-        """Every group with its part [B, H, T, d] of each tensor [1, N, H, d]."""
-        H, d = tensors[0].shape[2:]
+    def gathered(self, x: Tensor) -> Tensor:
+        """[1, N, H, d] -> [B·H·T of all groups, d], padding filled with anything."""
+        return x.reshape(-1, x.size(-1)).index_select(0, self.index)
+
+    def scattered(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `gathered`."""
+        return x.index_select(0, self.inverse).view(shape)
+
+    def batches(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Every group's part [B·H, T, d] of each gathered tensor."""
+        H = self.config.num_heads
         sizes = [group.real.numel() * H for group in self.groups]
-        gathered = [
-            _Gather.apply(x.reshape(-1, d), self.index, self.inverse).split(sizes) for x in tensors
-        ]
-        for group, *parts in zip(self.groups, *gathered, strict=True):
-            yield group, *(part.view(len(group.examples), H, group.width, d) for part in parts)
+        parts = zip(*(x.split(sizes) for x in tensors), strict=True)
+        for group, xs in zip(self.groups, parts, strict=True):
+            yield tuple(x.view(len(group.examples) * H, group.width, -1) for x in xs)
 
-    def _masks(self, group: _Group, layer: int) -> tuple[Tensor, Tensor]:
-        """allowed [T, T] and real [B, 1, T, 1]."""
-        window = _window_of(self.config, layer)
-        allowed = dense_mask(attention_rule(None, window), group.width, self.index.device)
-        return allowed, group.real[:, None, :, None].to(self.index.device)
-
-    def _from_last_tokens(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        window = _window_of(self.config, layer)
-        outputs = []
-        for group, k_group, v_group in self._batches(k, v):
+    def _from_last_tokens(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        H, outputs = self.config.num_heads, []
+        gathered = (_Gather.apply(x, self) for x in (k, v))
+        for group, (k_group, v_group) in zip(self.groups, self.batches(*gathered), strict=True):
             last = group.real.sum(1, keepdim=True) - 1  # [B, 1]
             keys = torch.arange(group.width)  # [T]
             near = keys // WINDOW_BLOCK > last // WINDOW_BLOCK - window
-            allowed = ((keys <= last) & near)[:, None, None].to(q.device)  # [B, 1, 1, T]
+            hidden = ~((keys <= last) & near)  # [B, T]
+            hidden = hidden.repeat_interleave(H, dim=0)[:, None].to(q.device)  # [B·H, 1, T]
             # The filler asks nothing; any question in its place keeps the batch whole.
             examples = group.examples.clamp(max=q.size(1) - 1).to(q.device)
-            asked = q[0, examples, :, None]  # [B, H, 1, d]
-            scores = (asked @ k_group.mT).float() * SOFTMAX_SCALE  # [B, H, 1, T]
-            weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).type_as(q)
-            outputs.append((weights @ v_group).squeeze(2))  # [B, H, d]
+            asked = q[0, examples].flatten(end_dim=1)[:, None]  # [B·H, 1, d]
+            scores = (asked @ k_group.mT).float() * SOFTMAX_SCALE  # [B·H, 1, T]
+            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).type_as(q)
+            outputs.append((weights @ v_group).view(len(examples), H, -1))  # [B, H, d]
         order = torch.cat([group.examples for group in self.groups]).argsort()
         return torch.cat(outputs)[order[: q.size(1)].to(q.device)][None]
+
+
+class _Gather(torch.autograd.Function):
+    """`gathered`, with its inverse as the backward pass: nothing flows back from padding."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, grouped: GroupedAttention) -> Tensor:
+        ctx.grouped, ctx.shape = grouped, x.shape
+        return grouped.gathered(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.grouped.scattered(grad, ctx.shape), None
+
+
+class _GroupedProducts(torch.autograd.Function):
+    """Attention of many short examples, by matrix products.
+
+    For some dozen tokens the scores are smaller than the queries, so keeping them costs nothing;
+    the backward pass of the CPU's `scaled_dot_product_attention` takes many times as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, grouped: GroupedAttention, window: int
+    ) -> Tensor:
+        """q, k, v [1, N, H, d] -> [1, N, H, d]."""
+        gathered = [grouped.gathered(x) for x in (q, k, v)]
+        y, weights = torch.empty_like(gathered[0]), []
+        for q_group, k_group, v_group, y_group in grouped.batches(*gathered, y):  # [B·H, T, d]
+            mask = _score_mask(q_group.size(1), window, q.dtype, q.device)
+            scores = torch.baddbmm(mask, q_group, k_group.mT, alpha=SOFTMAX_SCALE)  # [B·H, T, T]
+            weights.append(scores.softmax(-1))
+            torch.bmm(weights[-1], v_group, out=y_group)
+        ctx.grouped = grouped
+        ctx.save_for_backward(*gathered, *weights)
+        return grouped.scattered(y, q.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *weights = ctx.saved_tensors
+        grouped, shape = ctx.grouped, grad.shape
+        # With nothing coming back to it, a padding query sends nothing to real keys.
+        zero_row = F.pad(grad.reshape(-1, grad.size(-1)), (0, 0, 0, 1))  # [N·H + 1, d]
+        grad = zero_row.index_select(0, grouped.index_of_grad)
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        batches = grouped.batches(q, k, v, grad, *grads)
+        for attended, (q, k, v, grad, grad_q, grad_k, grad_v) in zip(weights, batches, strict=True):
+            torch.bmm(attended.mT, grad, out=grad_v)
+            grad_scores = torch.ops.aten._softmax_backward_data(
+                grad @ v.mT, attended, -1, attended.dtype
+            )  # [B·H, T, T]
+            # beta 0: what stands in grad_q and grad_k before is not read.
+            torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=SOFTMAX_SCALE, out=grad_q)
+            torch.baddbmm(grad_k, grad_scores.mT, q, beta=0, alpha=SOFTMAX_SCALE, out=grad_k)
+        return *(grouped.scattered(x, shape) for x in grads), None, None
+
+
+@lru_cache(maxsize=64)
+def _score_mask(width: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores [T, T] of one example: 0 where a query sees a key."""
+    allowed = dense_mask(attention_rule(None, window), width, device)
+    return torch.zeros(width, width, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)
 
 
 def _groups_of_like_length(lengths: Tensor) -> list[_Group]:
@@ -931,9 +911,8 @@ def _groups_of_like_length(lengths: Tensor) -> list[_Group]:
 
 
 def _group_width(length: int) -> int:
-    """The next multiple of an eighth to a quarter of the length, at least of 16."""
-    step = max(16, 1 << max(0, length.bit_length() - 3))
-    return next_multiple(length, step)
+    """32, 64, 96, 128, 192, 256, 384, 512 and so on."""
+    return next_multiple(length, max(32, 1 << max(0, (length - 1).bit_length() - 2)))
 
 
 def _window_of(config: GPTConfig, layer: int) -> int:
@@ -1163,22 +1142,17 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     for block in trunk.blocks:
         block.before_attention = torch.compile(block.before_attention, dynamic=True)
         block.after_attention = torch.compile(block.after_attention, dynamic=True)
-    for function in (_weights_of_scores, _gradient_of_scores):
-        _compiled.setdefault(function, torch.compile(function, dynamic=True))
 
 
-_compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
-
-
-def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function`, compiled once `compile_trunk` asked for it."""
-    return _compiled.get(function, function)
+_compiled_flex: dict[str, Callable[..., Tensor]] = {}
 
 
 def _flex_for(device_type: str) -> Callable[..., Tensor]:
-    if device_type == "cuda" and flex_attention not in _compiled:
-        _compiled[flex_attention] = torch.compile(flex_attention)
-    return _fused(flex_attention)
+    if device_type != "cuda":
+        return flex_attention
+    if device_type not in _compiled_flex:
+        _compiled_flex[device_type] = torch.compile(flex_attention)
+    return _compiled_flex[device_type]
 
 
 def _drop_scalar_padding(

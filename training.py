@@ -7,6 +7,7 @@ dropout mask is drawn for the step and handed out by position. So memory alone d
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -40,6 +41,8 @@ GPU_MEMORY_SHARE = 0.8
 CPU_ACTIVATION_BYTES = 4 << 30
 # Values kept for the backward pass, a token, a block and a unit of width.
 ACTIVATIONS_PER_UNIT = 32
+# Options of glibc's mallopt, from malloc.h.
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 # Steps prepared ahead of the one that is computed.
 PREFETCHED_STEPS = 4
 # On a GPU a loss is looked at so many steps late, so that the host never waits for the device.
@@ -303,6 +306,23 @@ def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
             tokens = 0
         tokens += length
     return np.split(order, cuts[1:])
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep freed memory for the next step, where it is glibc.
+
+    Else a step on a CPU gives its activations back to the system and gets them anew, page by page
+    and zeroed, which took a tenth of its time. To be called before the first tensor is made.
+    """
+    # Torch looks at this at its first allocation: large tensors in large pages.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        set_option = libc.mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in (MALLOPT_MMAP_MAX, 0), (MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1):
+        set_option(option, value)
 
 
 def find_max_tokens(
