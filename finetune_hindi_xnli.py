@@ -48,6 +48,7 @@ from load_checkpoint_helper import (
 )
 from model import (
     ROW_ATTENTION,
+    WINDOW_BLOCK,
     GPTBatched,
     GPTClassification,
     PackedRow,
@@ -414,6 +415,8 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inpu
 
     # The login node that fetches for a GPU job has no GPU itself.
     device = torch.device("cpu") if args.prepare_only else attempt(lambda: _device(args))
+    if device is not None and not args.prepare_only:
+        attempt(lambda: _check_attention(args, device))
     attempt(lambda: _check_loggers(args))
     attempt(lambda: _check_folders(args))
     saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
@@ -455,6 +458,29 @@ def _device(args: argparse.Namespace) -> torch.device:
 def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
     name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     return DTYPES[name]
+
+
+def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
+    problems = []
+    if args.attention in ("flex", "varlen") and device.type == "cpu":
+        problems.append(
+            f"--attention {args.attention}: has no backward pass on a CPU; leave the flag out"
+        )
+    if args.attention == "varlen" and _dtype(args, device) is torch.float32:
+        problems.append("--attention varlen: needs --dtype bfloat16 or float16")
+    if problems:
+        raise UsageError(problems)
+
+
+def _require_within_windows(args: argparse.Namespace, trunk: GPTBatched, longest: int) -> None:
+    within = min(trunk.config.windows) * WINDOW_BLOCK
+    if args.attention == "varlen" and longest > within:
+        raise UsageError(
+            [
+                f"--attention varlen: a pair of {longest} tokens, beyond the window of {within}; "
+                "use flex, or a smaller --block_size"
+            ]
+        )
 
 
 def _check_loggers(args: argparse.Namespace) -> None:
@@ -858,6 +884,8 @@ def train(
     """Fine-tune and keep the best checkpoint by --best_metric on the whole validation split."""
     split, validation = data.splits["train"], data.splits["validation"]
     chosen = pick_training_examples(args, split)
+    longest = max(int(s.lengths.max()) for s in data.splits.values())
+    _require_within_windows(args, model.pretrained_model, longest)
     recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype)
     records = Records(args, inputs, data, model)
 

@@ -123,6 +123,7 @@ class StepBatches:
     total_weight: float
     num_examples: int
     max_tokens: int
+    most_tokens: int  # of the largest micro-batch
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -143,7 +144,7 @@ class RowAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update; the sparse gradients are used up."""
-        touched = []
+        touched, resting = [], []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
@@ -151,19 +152,28 @@ class RowAdamW(torch.optim.AdamW):
                     rows, values = gradient.indices()[0], gradient.values()  # [U], [U, D]
                     parameter.grad = None
                     if self.embedding_update == "lazy":
-                        self._move_rows(group, parameter, rows, values)
+                        resting.append((group, parameter, rows, values))
                     else:
                         parameter.grad = self._as_dense(parameter, rows, values)
                         touched.append((parameter, rows))
+        # All memory is taken before anything moves: there is no half of an update.
         self._allocate()
+        moved = [self._moved_rows(*table) for table in resting if not self._overflowed()]
+        for (_, parameter, rows, _), new in zip(resting, moved, strict=False):
+            self._write_rows(parameter, rows, *new)
         result = super().step(closure)
         for parameter, rows in touched:
             parameter.grad.index_fill_(0, rows, 0)
             parameter.grad = None
         return result
 
+    def _overflowed(self) -> bool:
+        """What the scaler of float16 found; the fused update looks at it by itself."""
+        found = getattr(self, "found_inf", None)
+        return found is not None and bool(found)
+
     def _allocate(self) -> None:
-        """All moments before any update: out of memory must not leave half of one."""
+        """The moments of all dense gradients, as the first update would make them."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]
@@ -179,26 +189,33 @@ class RowAdamW(torch.optim.AdamW):
             self._dense_gradients[parameter] = torch.zeros_like(parameter)
         return self._dense_gradients[parameter].index_copy_(0, rows, values)
 
-    def _move_rows(self, group: dict, table: nn.Parameter, rows: Tensor, grad: Tensor) -> None:
-        # What the scaler of float16 found; the fused update of the others looks at it by itself.
-        if getattr(self, "found_inf", None) is not None and self.found_inf.item():
-            return
+    def _moved_rows(
+        self, group: dict, table: nn.Parameter, rows: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The new values and moments of `rows` [U], each [U, D]."""
         state = self.state[table]
         if not state:
             state["step"] = 0
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
             state["last_step"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
-        state["step"] += 1
+        # Loading a state makes a tensor of the number.
+        step = int(state["step"]) + 1
         beta1, beta2 = group["betas"]
-        gap = (state["step"] - state["last_step"][rows]).float()[:, None]  # [U, 1]
-        average = state["exp_avg"][rows] * beta1**gap + (1 - beta1) * grad  # [U, D]
+        gap = (step - state["last_step"][rows]).float()[:, None]  # [U, 1]
+        average = state["exp_avg"][rows] * beta1**gap + (1 - beta1) * grad
         square = state["exp_avg_sq"][rows] * beta2**gap + (1 - beta2) * grad.square()
-        state["exp_avg"][rows], state["exp_avg_sq"][rows] = average, square
-        state["last_step"][rows] = state["step"]
-        scale = math.sqrt(1 - beta2 ** state["step"])
-        rate = group["lr"] / (1 - beta1 ** state["step"])
+        rate = group["lr"] / (1 - beta1**step)
+        scale = math.sqrt(1 - beta2**step)
         decayed = table[rows] * (1 - group["lr"] * group["weight_decay"])
-        table[rows] = decayed - rate * average / (square.sqrt() / scale + group["eps"])
+        return decayed - rate * average / (square.sqrt() / scale + group["eps"]), average, square
+
+    def _write_rows(
+        self, table: nn.Parameter, rows: Tensor, values: Tensor, average: Tensor, square: Tensor
+    ) -> None:
+        state = self.state[table]
+        state["step"] = int(state["step"]) + 1
+        state["last_step"][rows] = state["step"]
+        table[rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = values, average, square
 
 
 def configure_optimizers(
@@ -364,13 +381,14 @@ def prepare_step(
 ) -> StepBatches:
     """The examples `indices` with their `lengths` [B] in tokens, ready for `train_step`."""
     masks = dropout_masks(recipe.seed, step, len(indices), dropout_width, recipe.dropout)
-    micro_batches, total_weight = [], 0.0
+    micro_batches, total_weight, most_tokens = [], 0.0, 0
     for positions in cut_by_tokens(lengths, max_tokens):
         inputs, labels = get_batch(indices[positions])
         mask = None if masks is None else masks[torch.from_numpy(positions)]
         micro_batches.append(MicroBatch(inputs, labels, mask))
         total_weight += _weight_of(labels, recipe.class_weights)
-    return StepBatches(micro_batches, total_weight, len(indices), max_tokens)
+        most_tokens = max(most_tokens, int(lengths[positions].sum()))
+    return StepBatches(micro_batches, total_weight, len(indices), max_tokens, most_tokens)
 
 
 def _weight_of(labels: Tensor, class_weights: tuple[float, ...] | None) -> float:
@@ -604,7 +622,7 @@ def _step_within_memory(
                     "out of GPU memory with one example a micro-batch: use "
                     "--gradient_checkpointing, a smaller --block_size or a larger GPU"
                 ) from None
-            progress.max_tokens_per_batch = batches.max_tokens // 2
+            progress.max_tokens_per_batch = min(batches.max_tokens, batches.most_tokens) // 2
         # Outside of the handler, whose exception holds on to the tensors of the failed pass.
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()

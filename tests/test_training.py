@@ -1,7 +1,10 @@
 """Optimizer groups, schedule, the exact step, mixed precision and the loop of `training.py`."""
 
+import copy
 import dataclasses
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,16 +15,21 @@ from evaluation import is_better
 from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
     MAX_SKIPPED_IN_A_ROW,
+    MAX_TOKENS,
     MicroBatch,
     Recipe,
+    RowAdamW,
     StepBatches,
     TrainingError,
     balanced_class_weights,
     configure_optimizers,
     dropout_masks,
     examples_of_step,
+    find_max_tokens,
     fine_tune,
     learning_rate_factor,
+    prefetched,
+    prepare_step,
     save_atomically,
     steps_per_epoch,
     train_step,
@@ -94,7 +102,7 @@ def cut_as(cut, recipe, step, indices, data, width) -> StepBatches:
         row, labels = data.get_batch(indices[positions])
         micro_batches.append(MicroBatch(row, labels, None if masks is None else masks[positions]))
         total += float(weights[labels].sum())
-    return StepBatches(micro_batches, total, len(indices), max_tokens=1 << 20)
+    return StepBatches(micro_batches, total, len(indices), max_tokens=1 << 20, most_tokens=0)
 
 
 def one_step(model, recipe, data, cut, step=5, scaler=None, learning_rate=0.1):
@@ -471,3 +479,428 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         save_atomically(path, fail)
     assert path.read_text() == "old"
+
+
+ROWS, WIDTH = 12, 4
+# The rows that have a gradient in each step: some are met in every one, some once, some never.
+TOUCHED = [[0, 1, 2, 3], [0, 1, 5], [0, 2, 7, 8], [0, 1], [0, 3, 5, 9], [0, 1, 2, 8]]
+
+
+def gradient_of_rows(step: int, rows: list[int]) -> torch.Tensor:
+    """Sparse, with a row that comes twice, as a token does in a batch."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.tensor([*rows, rows[0]])
+    values = torch.randn(len(rows), WIDTH, generator=generator)
+    return torch.sparse_coo_tensor(rows[None], values, (ROWS, WIDTH), check_invariants=True)
+
+
+def random_parameters() -> list[torch.nn.Parameter]:
+    """A table and a matrix."""
+    generator = torch.Generator().manual_seed(99)
+    shapes = (ROWS, WIDTH), (3, WIDTH)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def update(optimizer, parameters, step: int, rows: list[int], dense: bool) -> None:
+    table, matrix = parameters
+    gradient = gradient_of_rows(step, rows)
+    table.grad = gradient.coalesce().to_dense() if dense else gradient
+    matrix.grad = torch.full_like(matrix, 0.1 * (step + 1))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def updated(touched, *, embedding_update=None, weight_decay=0.0, lr=1e-3, reload_at=None):
+    """Parameters after the steps `touched`, and their optimizer; no `embedding_update` is torch's
+    own AdamW with dense gradients. At `reload_at` the optimizer goes through its state dict."""
+
+    def optimizer_of(parameters):
+        options = dict(lr=lr, weight_decay=weight_decay)
+        if embedding_update is None:
+            return torch.optim.AdamW(parameters, fused=True, **options)
+        return RowAdamW(parameters, embedding_update, **options)
+
+    parameters = random_parameters()
+    optimizer = optimizer_of(parameters)
+    for step, rows in enumerate(touched):
+        if step == reload_at:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = optimizer_of(parameters)
+            optimizer.load_state_dict(state)
+        update(optimizer, parameters, step, rows, dense=embedding_update is None)
+        kept = getattr(optimizer, "_dense_gradients", {})
+        assert not any(memory.any() for memory in kept.values()), "zero between steps"
+    return parameters, optimizer
+
+
+def assert_bit_for_bit(found, expected, names=("exp_avg", "exp_avg_sq")) -> None:
+    (found, of_found), (expected, of_expected) = found, expected
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+        for name in names:
+            assert torch.equal(of_found.state[one][name], of_expected.state[other][name]), name
+
+
+@pytest.mark.parametrize("reload_at", [None, 1, 4])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_exact_sparse_updates_are_those_of_adamw_on_dense_gradients(weight_decay, reload_at):
+    options = dict(weight_decay=weight_decay)
+    found = updated(TOUCHED, embedding_update="exact", reload_at=reload_at, **options)
+    assert_bit_for_bit(found, updated(TOUCHED, **options))
+    assert not torch.equal(found[0][0][7], random_parameters()[0][7])
+
+
+def test_exact_updates_move_rows_by_their_momentum_and_keep_zeroed_memory():
+    one, optimizer = updated(TOUCHED[:1], embedding_update="exact")
+    two, _ = updated([*TOUCHED[:1], [0]], embedding_update="exact")
+    assert not torch.equal(one[0][3], two[0][3]), "row 3 was met in the first step alone"
+    (memory,) = optimizer._dense_gradients.values()
+    assert memory.shape == (ROWS, WIDTH) and not memory.any()
+    assert one[0].grad is None
+
+
+def test_lazy_moments_of_a_met_row_are_the_dense_ones_and_others_rest():
+    lazy = updated(TOUCHED, embedding_update="lazy")
+    dense = updated(TOUCHED)
+    met = TOUCHED[-1]
+    for name in ("exp_avg", "exp_avg_sq"):
+        found, expected = (run[1].state[run[0][0]][name] for run in (lazy, dense))
+        torch.testing.assert_close(found[met], expected[met], rtol=1e-5, atol=1e-8)
+    unmet = [row for row in range(ROWS) if row not in sum(TOUCHED, [])]
+    assert torch.equal(lazy[0][0][unmet], random_parameters()[0][unmet])
+    # What was met once has not moved since.
+    before, _ = updated(TOUCHED[:3], embedding_update="lazy")
+    assert torch.equal(lazy[0][0][7], before[0][7])
+    assert torch.equal(lazy[0][1], dense[0][1]), "parameters with dense gradients are as ever"
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lazy_updates_of_rows_met_in_every_step_are_the_exact_ones(weight_decay):
+    touched = [list(range(ROWS))] * 5
+    lazy, exact = (
+        updated(touched, embedding_update=kind, weight_decay=weight_decay)[0]
+        for kind in ("lazy", "exact")
+    )
+    torch.testing.assert_close(lazy[0], exact[0], rtol=0, atol=1e-7)
+
+
+def test_lazy_weights_differ_from_exact_ones_by_the_moves_left_out_and_no_more():
+    lr, steps = 1e-3, 20
+    generator = np.random.default_rng(1)
+    touched = [generator.choice(ROWS, 3, replace=False).tolist() for _ in range(steps)]
+    lazy = updated(touched, embedding_update="lazy", lr=lr)[0][0]
+    after = [random_parameters()[0]]
+    after += [
+        updated(touched[: n + 1], embedding_update="exact", lr=lr)[0][0] for n in range(steps)
+    ]
+    left_out, bound = torch.zeros(ROWS, WIDTH), torch.zeros(ROWS, 1)
+    # |m| / sqrt(v) of any gradients, by Cauchy and Schwarz, right after one; it falls from there.
+    largest = 0.1 / math.sqrt(0.001) / math.sqrt(1 - 0.81 / 0.999)
+    last_met = {}
+    for n, rows in enumerate(touched, start=1):
+        last_met |= dict.fromkeys(rows, n)
+        for row in set(last_met) - set(rows):
+            left_out[row] += (after[n][row] - after[n - 1][row]).detach()
+            correction = math.sqrt(1 - 0.999**n) / (1 - 0.9**n)
+            bound[row] += (
+                lr * correction * largest * (0.9 / math.sqrt(0.999)) ** (n - last_met[row])
+            )
+    difference = (after[-1] - lazy).detach()
+    torch.testing.assert_close(difference, left_out, rtol=0, atol=1e-6)
+    assert (difference.abs() <= bound + 1e-6).all()
+    assert 0.1 * lr < difference.abs().max() < 20 * lr
+
+
+@pytest.mark.parametrize("reload_at", [1, 4])
+def test_a_lazy_optimizer_resumes_bit_for_bit(reload_at):
+    resumed = updated(TOUCHED, embedding_update="lazy", reload_at=reload_at)
+    assert_bit_for_bit(resumed, updated(TOUCHED, embedding_update="lazy"))
+
+
+@pytest.mark.parametrize("embedding_update", ["exact", "lazy"])
+def test_an_overflow_of_float16_leaves_embedding_rows_alone(embedding_update):
+    embedding = torch.nn.Embedding(ROWS, WIDTH, sparse=True)
+    before = embedding.weight.detach().clone()
+    optimizer = RowAdamW(embedding.parameters(), embedding_update, lr=0.1, weight_decay=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for _ in range(2):
+        scaler.scale(100 * embedding(torch.tensor([1, 4, 4])).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        if float(scaler.get_scale()) == 2.0**127:
+            assert torch.equal(embedding.weight, before)
+        scaler.update(new_scale=2.0)
+        optimizer.zero_grad(set_to_none=True)
+    moved = (embedding.weight - before).abs().amax(1)
+    # The skipped step counts as none: this is Adam's first move, as long as the rate.
+    assert moved[[1, 4]].tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
+    assert moved[[0, 2, 3]].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("embedding_update", ["exact", "lazy"])
+def test_configured_embeddings_have_sparse_gradients_and_their_own_rate(model, embedding_update):
+    optimizer = configure_optimizers(
+        "cpu", model, 2e-3, backbone_lr_scale=0.1, embedding_update=embedding_update
+    )
+    assert optimizer.embedding_update == embedding_update
+    row, _ = Data(num_rows=3).get_batch(np.arange(3))
+    model(row).square().sum().backward()
+    sparse = {name for name, p in model.named_parameters() if p.grad.is_sparse}
+    tables = {"embed", *(f"value_embeds.{t}" for t in range(3))}
+    assert sparse == {f"pretrained_model.{table}.weight" for table in tables}
+    embedding = model.pretrained_model.embed.weight
+    before = embedding.detach().clone()
+    optimizer.step()
+    moved = (embedding - before).abs().amax(1)
+    # Adam's first move is as long as the rate, wherever there is a gradient.
+    used = row.input_ids[: sum(row.lengths[:3])].unique()
+    assert moved[used].tolist() == pytest.approx([2e-4] * len(used), rel=0.05)
+    assert int((moved > 0).sum()) == len(used), "the filler must move nothing"
+
+
+def step_of(data, recipe, max_tokens=1 << 20, step=0, width=16) -> StepBatches:
+    indices = np.arange(len(data.rows))
+    return prepare_step(recipe, step, indices, data.lengths, max_tokens, data.get_batch, width)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_steps_with_sparse_gradients_are_those_with_dense_ones(model, clip):
+    """Norm and clipping included: rows that come in several micro-batches are summed first."""
+    dense_model, data = copy.deepcopy(model), Data(num_rows=7)
+    recipe = recipe_of(grad_clip=clip)
+    optimizer = configure_optimizers("cpu", model, 1e-2)
+    dense = configure_optimizers("cpu", dense_model, 1e-2)
+    for module in dense_model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.sparse = False
+    for step in range(3):
+        batches = step_of(data, recipe, max_tokens=20, step=step, width=model.dropout_width)
+        assert len(batches.micro_batches) > 2
+        result = train_step(model, optimizer, no_scaler(), recipe, batches)
+        expected = train_step(dense_model, dense, no_scaler(), recipe, batches)
+        assert dense_model.pretrained_model.embed.weight.grad is not None
+        norm = math.sqrt(
+            sum(float(p.grad.double().square().sum()) for p in dense_model.parameters())
+        )
+        assert float(result.grad_norm) == pytest.approx(float(expected.grad_norm), rel=1e-6)
+        if not clip:
+            assert float(result.grad_norm) == pytest.approx(norm, rel=1e-5)
+    for one, other in zip(model.parameters(), dense_model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-2])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_weights_do_not_depend_on_max_tokens_per_batch(model, loss, learning_rate):
+    """Plain gradient descent: Adam divides a gradient of 1e-9 by itself, rounding and all."""
+    after = []
+    for max_tokens in (1000, 25):
+        trained = copy.deepcopy(model)
+        groups = [{"params": list(trained.parameters()), "lr_scale": 1.0}]
+        run = Run(
+            trained,
+            recipe_of(num_steps=3, learning_rate=learning_rate, grad_clip=1.0, **loss),
+            optimizer=torch.optim.SGD(groups),
+            max_tokens_per_batch=max_tokens,
+        )
+        assert run.progress.max_tokens_per_batch == max_tokens
+        assert (len(run.data.asked) > 3) == (max_tokens == 25), "a budget that cuts, and one not"
+        after.append(trained.state_dict())
+    for name, tensor in after[0].items():
+        torch.testing.assert_close(after[1][name], tensor, rtol=0, atol=1e-6)
+    assert not torch.equal(after[0]["head.output.weight"], model.head["output"].weight)
+
+
+def real_tokens(row: PackedRow) -> int:
+    return sum(row.lengths[: len(row.last)])
+
+
+def fail_beyond(model, tokens: int) -> None:
+    """The model, on a device whose memory holds so many tokens."""
+
+    def refuse(_, inputs) -> None:
+        if real_tokens(inputs[0]) > tokens:
+            raise torch.OutOfMemoryError("no memory")
+
+    model.register_forward_pre_hook(refuse)
+
+
+def fail_once_at(model, call: int) -> None:
+    """One forward pass fails, whatever it takes: the ones before it have left their gradients."""
+    calls = iter(range(1 << 20))
+
+    def refuse(*_) -> None:
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("no memory")
+
+    model.register_forward_pre_hook(refuse)
+
+
+@pytest.mark.parametrize("embedding_update", ["exact", "lazy"])
+@pytest.mark.parametrize(
+    "fail",
+    [lambda model: fail_beyond(model, 30), lambda model: fail_once_at(model, 1)],
+    ids=["in the first micro-batch", "in the second one"],
+)
+def test_out_of_memory_changes_the_cut_and_not_the_result(model, capsys, fail, embedding_update):
+    recipe = recipe_of(num_steps=3, learning_rate=1e-2, dropout=0.3, grad_clip=1.0)
+    trained = {}
+    for budget in (60, 30):
+        trained[budget] = copy.deepcopy(model)
+        if budget == 60:
+            fail(trained[budget])
+        optimizer = configure_optimizers(
+            "cpu", trained[budget], 1e-2, embedding_update=embedding_update
+        )
+        run = Run(trained[budget], recipe, optimizer=optimizer, max_tokens_per_batch=budget)
+        assert run.progress.max_tokens_per_batch == 30
+        assert run.progress.step == run.progress.updates == 3
+        notes = [line for line in capsys.readouterr().out.splitlines() if "out of GPU" in line]
+        assert len(notes) == (budget == 60)
+        assert all(
+            "at most 30 tokens" in note and "--max_tokens_per_batch" in note for note in notes
+        )
+    for one, other in zip(*(trained[budget].parameters() for budget in (60, 30)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_budget_is_halved_until_it_fits_and_kept_from_there(model, capsys):
+    fail_beyond(model, 25)
+    run = Run(model, recipe_of(num_steps=4), max_tokens_per_batch=1 << 16)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "out of GPU" in line]
+    budgets = [int(note.split("at most ")[1].split()[0]) for note in notes]
+    # The step is far smaller than the budget: half of what failed is tried, not half of that.
+    assert len(budgets) <= 3 and budgets[0] < 100
+    assert all(after <= before / 2 for before, after in zip(budgets, budgets[1:], strict=False))
+    assert run.progress.max_tokens_per_batch == budgets[-1] <= 25
+    assert all("step 1 again" in note for note in notes)
+
+
+@pytest.mark.parametrize("max_tokens", [40, 2])
+def test_an_example_that_does_not_fit_is_an_error_that_names_what_to_try(model, capsys, max_tokens):
+    fail_beyond(model, 5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TrainingError, match="--gradient_checkpointing.*--block_size"):
+        Run(model, recipe_of(num_steps=2), max_tokens_per_batch=max_tokens)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    tried_again = "out of GPU" in capsys.readouterr().out
+    assert tried_again == (max_tokens == 40), "one example a micro-batch can't be cut further"
+
+
+@pytest.mark.parametrize("embedding_update", ["exact", "lazy"])
+def test_out_of_memory_in_the_update_leaves_the_weights_and_the_step_is_done_again(
+    model, monkeypatch, embedding_update
+):
+    """The first update makes the moments: it may be what memory does not suffice for."""
+    recipe = recipe_of(num_steps=2, learning_rate=1e-2)
+    expected = copy.deepcopy(model)
+    options = dict(learning_rate=1e-2, embedding_update=embedding_update)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    allocate, failures = RowAdamW._allocate, []
+
+    def allocate_at_the_second_attempt(optimizer) -> None:
+        if not failures:
+            failures.append([p.detach().clone() for p in model.parameters()])
+            raise torch.OutOfMemoryError("no memory")
+        allocate(optimizer)
+
+    monkeypatch.setattr(RowAdamW, "_allocate", allocate_at_the_second_attempt)
+    optimizer = configure_optimizers("cpu", model, **options)
+    run = Run(model, recipe, optimizer=optimizer, max_tokens_per_batch=40)
+    assert all(map(torch.equal, failures[0], before)), "the failed update must not move anything"
+    budget = run.progress.max_tokens_per_batch
+    assert budget <= 20
+    optimizer = configure_optimizers("cpu", expected, **options)
+    Run(expected, recipe, optimizer=optimizer, max_tokens_per_batch=budget)
+    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_prefetching_keeps_the_order_and_makes_few_ahead():
+    made = []
+
+    def items():
+        for item in range(20):
+            made.append(item)
+            yield item
+
+    for taken, item in enumerate(prefetched(items(), 3), start=1):
+        assert item == taken - 1
+        if taken in (1, 5):
+            deadline = time.monotonic() + 5
+            while len(made) < taken + 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.05)
+        # Three that wait, and one in the hand of their maker.
+        assert len(made) <= taken + 3 + 1
+        if taken in (1, 5):
+            assert len(made) >= taken + 3, "they must be made ahead"
+    assert taken == 20
+
+
+def test_what_a_prefetching_maker_raises_is_raised_at_the_consumer():
+    def items():
+        yield 1
+        raise KeyError("row 7")
+
+    threads = threading.active_count()
+    taken = []
+    with pytest.raises(KeyError, match="row 7"):
+        for item in prefetched(items(), 2):
+            taken.append(item)
+    assert taken == [1]
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_closing_a_prefetching_generator_stops_its_thread(taken):
+    threads = threading.active_count()
+    items = prefetched(iter(range(1000)), 2)
+    for _ in range(taken):
+        next(items)
+    assert threading.active_count() == threads + 1
+    started = time.monotonic()
+    items.close()
+    assert threading.active_count() == threads
+    assert time.monotonic() - started < 5
+
+
+def on_meta(layers: int, width: int) -> GPTClassification:
+    with torch.device("meta"):
+        config = GPTConfig.of_family(
+            "small",
+            vocab_size=VOCAB,
+            num_layers=layers,
+            num_heads=2,
+            model_dim=width,
+            max_seq_len=32,
+        )
+        return GPTClassification(GPTBatched(config), NUM_CLASSES)
+
+
+def test_a_cpus_micro_batches_shrink_with_width_layers_and_bytes():
+    def found(layers, width, dtype=torch.float32):
+        return find_max_tokens(on_meta(layers, width), recipe_of(dtype=dtype), np.array([8]), None)
+
+    base = found(12, 768)
+    assert found(12, 1536) == pytest.approx(base / 2, abs=1)
+    assert found(24, 768) == pytest.approx(base / 2, abs=1)
+    assert found(12, 768, torch.bfloat16) == pytest.approx(base * 2, abs=1)
+    assert 1000 < base < MAX_TOKENS
+    assert found(6, 32) == MAX_TOKENS
+
+
+@pytest.mark.parametrize("bad_step", [1, 3])
+def test_a_loss_that_is_no_number_is_an_error_in_that_very_step(model, bad_step):
+    """On a CPU nothing is gained by looking later."""
+    steps = []
+
+    def spoil(_, __, logits):
+        steps.append(len(steps) + 1)
+        return logits * math.nan if len(steps) == bad_step else logits
+
+    model.register_forward_hook(spoil)
+    with pytest.raises(TrainingError, match="loss nan.*not finite: lower --learning_rate"):
+        Run(model, recipe_of(num_steps=10), max_tokens_per_batch=1000)
+    assert len(steps) == bad_step, "one forward pass a step, and none after the bad one"

@@ -1,0 +1,523 @@
+"""How fast fine-tuning is, beside public practice, the Hugging Face Trainer and the machine.
+
+    python scripts/bench.py [--size tiny|small|medium] [--json OUT] [--device cuda] [--only PART]
+
+Steps on pairs with the lengths of Hindi XNLI, every contestant in a process of its own and in
+turn, medians over rounds; then loading a checkpoint, and tokenising and caching a whole XNLI.
+Useful TFLOP/s are 6 × non-embedding parameters × real tokens, whatever a contestant pads or
+leaves out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import bench_peers  # noqa: E402
+import bench_start  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+import training  # noqa: E402
+from model import (  # noqa: E402
+    GPTBatched,
+    GPTClassification,
+    GPTConfig,
+    GroupedAttention,
+    PackedRow,
+    compile_trunk,
+    row_multiple,
+)
+
+SIZES = {
+    "tiny": ("small", 12, 256, 2, 8192),
+    "small": ("small", 12, 768, 6, 50048),
+    "medium": ("medium", 16, 1024, 8, 50048),
+}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+MEAN_TOKENS = 63
+XNLI_PAIRS = 392_702
+PARTS = ("steps", "load", "tokenise")
+# Public practice costs the same for every pair, so two numbers of pairs tell the cost of all.
+PUBLIC_PAIRS = {"tiny": (4, 16), "small": (4, 12), "medium": (2, 6)}
+WARM_UP_STEPS = {"cpu": 8, "cuda": 20}
+SAMPLE_STEPS = {"cpu": 5, "cuda": 20}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is measured, in plain values that a process can be handed."""
+
+    size: str
+    pairs: int
+    device: str
+    dtype: str
+    embedding_update: str = "exact"
+    compiled: bool = True
+
+    @property
+    def peer_size(self) -> bench_peers.Size:
+        _, num_layers, model_dim, num_heads, vocab_size = SIZES[self.size]
+        return num_layers, model_dim, num_heads, vocab_size
+
+
+class Ours:
+    """The project's own training step, as `finetune_hindi_xnli.py` takes it."""
+
+    def __init__(self, contest: Contest):
+        training.keep_freed_memory()
+        self.contest, self.device = contest, torch.device(contest.device)
+        self.model = new_model(contest.size).to(self.device).train()
+        self.optimizer = training.configure_optimizers(
+            self.device.type, self.model, embedding_update=contest.embedding_update
+        )
+        dtype = DTYPES[contest.dtype]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        self.recipe = training.Recipe(contest.pairs, 1, 1, dtype=dtype)
+        self.stream = Pairs(contest, seed=1)
+        if contest.compiled:
+            compile_trunk(self.model.pretrained_model)
+        indices = np.arange(min(contest.pairs, 256))
+        self.max_tokens = training.find_max_tokens(
+            self.model, self.recipe, self.stream.lengths[indices], self.stream.batch
+        )
+        self.sample(WARM_UP_STEPS[self.device.type])
+
+    def sample(self, num_steps: int) -> dict:
+        """Seconds and real tokens of `num_steps` steps, data preparation included."""
+        tokens, started = 0, time.perf_counter()
+        for _ in range(num_steps):
+            batches, step_tokens = self._next_step()
+            tokens += step_tokens
+            training.train_step(self.model, self.optimizer, self.scaler, self.recipe, batches)
+        synchronize(self.device)
+        return {"seconds": time.perf_counter() - started, "tokens": tokens}
+
+    def parts(self, num_steps: int) -> dict:
+        """Median milliseconds of each part of a step."""
+        times = [self._timed_step() for _ in range(num_steps)]
+        return {part: 1e3 * statistics.median(t[part] for t in times) for part in times[0]}
+
+    def padding(self) -> dict:
+        """Shares of the arithmetic: of a step spent on padding, over 50 steps."""
+        shares = [self._padding_of_step() for _ in range(50)]
+        return {"padding_share": float(np.mean(shares)), "padding_share_max": max(shares)}
+
+    def _next_step(self) -> tuple[training.StepBatches, int]:
+        indices = self.stream.next_indices()
+        lengths = self.stream.lengths[indices]
+        batches = training.prepare_step(
+            self.recipe,
+            self.stream.step,
+            indices,
+            lengths,
+            self.max_tokens,
+            self.stream.batch,
+            self.model.dropout_width,
+        )
+        return batches, int(lengths.sum())
+
+    def _timed_step(self) -> dict[str, float]:
+        clock = Clock(self.device)
+        batches, _ = self._next_step()
+        clock.lap("data")
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for batch in batches.micro_batches:
+            with training.autocast(self.device.type, self.recipe.dtype):
+                logits = self.model(
+                    batch.inputs.to(self.device), dropout_mask=batch.dropout_mask.to(self.device)
+                )
+            labels = batch.labels.to(self.device)
+            loss = F.cross_entropy(logits, labels, reduction="sum") / batches.total_weight
+            clock.lap("forward")
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+            clock.lap("backward")
+        training._apply_gradient(self.optimizer, self.scaler, self.recipe, total)
+        clock.lap("clip and update")
+        return clock.laps
+
+    def _padding_of_step(self) -> float:
+        """Products with weights cost 24·D² a token and block, scores 4·T·D a row of T and token
+        (and what the last block leaves out is left out of both)."""
+        config = self.model.pretrained_model.config
+        batches, real = self._next_step()
+        D, blocks = config.model_dim, config.num_layers - 1
+        spent = useful = 0.0
+        for batch in batches.micro_batches:
+            row = batch.inputs
+            attention = sum(
+                4 * D * group.real.numel() * group.width
+                for group in GroupedAttention(config, row).groups
+            )
+            examples = np.array(row.lengths[: len(row.last)], dtype=float)
+            spent += blocks * (24 * D * D * sum(row.lengths) + attention)
+            useful += blocks * (24 * D * D * examples.sum() + 4 * D * np.square(examples).sum())
+        return 1 - useful / spent
+
+    def memory(self) -> dict:
+        return {"peak_bytes": peak_memory(self.device)}
+
+
+class Clock:
+    """Adds up the time between laps, by name."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.laps, self.last = device, {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        synchronize(self.device)
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+class Pairs:
+    """Synthetic pairs, a new draw of them for every step."""
+
+    def __init__(self, contest: Contest, seed: int):
+        vocab_size = SIZES[contest.size][-1]
+        self.pairs, self.step = contest.pairs, 0
+        self.lengths = bench_peers.synthetic_lengths(64 * contest.pairs, seed)
+        self.ids = bench_peers.synthetic_ids(self.lengths, vocab_size, seed)
+        self.ends = np.cumsum(self.lengths)
+
+    def next_indices(self) -> np.ndarray:
+        self.step += 1
+        first = (self.step - 1) * self.pairs % len(self.lengths)
+        return np.arange(first, first + self.pairs)
+
+    def batch(self, indices: np.ndarray) -> tuple[PackedRow, torch.Tensor]:
+        rows = [self.ids[self.ends[i] - self.lengths[i] : self.ends[i]] for i in indices]
+        ids = torch.from_numpy(np.concatenate(rows))
+        row = PackedRow.of(ids, self.lengths[indices].tolist(), row_multiple(len(ids)))
+        return row, torch.from_numpy(indices % bench_peers.NUM_CLASSES)
+
+
+class Public:
+    """Public practice on a step of all pairs, from the time of steps of a few."""
+
+    def __init__(self, contest: Contest):
+        self.contest = contest
+        self.peer = bench_peers.PublicPractice(
+            contest.peer_size, DTYPES[contest.dtype], contest.device
+        )
+        self.stream = Pairs(contest, seed=2)
+        self._seconds(PUBLIC_PAIRS[contest.size][0])
+
+    def sample(self, _: int) -> dict:
+        few, more = PUBLIC_PAIRS[self.contest.size]
+        seconds_few, seconds_more = self._seconds(few), self._seconds(more)
+        a_pair = (seconds_more - seconds_few) / (more - few)
+        seconds = seconds_few + (self.contest.pairs - few) * a_pair
+        return {"seconds": seconds, "tokens": self.contest.pairs * MEAN_TOKENS}
+
+    def _seconds(self, count: int) -> float:
+        indices = self.stream.next_indices()[:count]
+        row, labels = self.stream.batch(indices)
+        real = sum(self.stream.lengths[indices])
+        started = time.perf_counter()
+        self.peer.step(self.stream.lengths[indices], row.input_ids[:real].numpy(), labels.numpy())
+        synchronize(torch.device(self.contest.device))
+        return time.perf_counter() - started
+
+    def memory(self) -> dict:
+        return {"peak_bytes": peak_memory(torch.device(self.contest.device))}
+
+
+class HuggingFace:
+    """The Trainer's own loop."""
+
+    def __init__(self, contest: Contest):
+        self.contest = contest
+        self.peer = bench_peers.HuggingFacePeer(
+            contest.peer_size, DTYPES[contest.dtype], contest.device, contest.pairs
+        )
+        self.peer.run(2)
+
+    def sample(self, num_steps: int) -> dict:
+        run = self.peer.run(num_steps)
+        return {"seconds": sum(run.seconds), "tokens": sum(run.tokens)}
+
+    def memory(self) -> dict:
+        return {"peak_bytes": peak_memory(torch.device(self.contest.device))}
+
+
+class Ceiling:
+    """The machine's fastest square matrix product."""
+
+    def __init__(self, contest: Contest):
+        self.contest = contest
+
+    def sample(self, _: int) -> dict:
+        return bench_peers.matmul_ceiling(DTYPES[self.contest.dtype], self.contest.device)
+
+    def memory(self) -> dict:
+        return {}
+
+
+CONTESTANTS: dict[str, Callable[[Contest], object]] = {
+    "ours": Ours,
+    "public": Public,
+    "hugging face": HuggingFace,
+    "matmul": Ceiling,
+}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def new_model(size: str) -> GPTClassification:
+    """A random network of a size; the projections back are not zero, as after pretraining."""
+    config = config_of_size(size)
+    torch.manual_seed(0)
+    model = GPTClassification(GPTBatched(config), bench_peers.NUM_CLASSES)
+    for name, parameter in model.named_parameters():
+        if "c_proj" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def config_of_size(size: str) -> GPTConfig:
+    family, num_layers, model_dim, num_heads, vocab_size = SIZES[size]
+    return GPTConfig.of_family(
+        family,
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        model_dim=model_dim,
+        max_seq_len=1024,
+    )
+
+
+def non_embedding_parameters(size: str) -> int:
+    with torch.device("meta"):
+        trunk = GPTBatched(config_of_size(size))
+    return sum(p.numel() for name, p in trunk.named_parameters() if name.startswith("blocks."))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process held: of the GPU, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1])
+
+
+def serve(name: str, contest: Contest, connection: Connection) -> None:
+    """A process's life: build the contestant, then call what is asked for."""
+    contestant = CONTESTANTS[name](contest)
+    connection.send("ready")
+    while (request := connection.recv()) is not None:
+        method, *arguments = request
+        connection.send(getattr(contestant, method)(*arguments))
+
+
+class Runner:
+    """A contestant in a process of its own, idle while others run."""
+
+    def __init__(self, name: str, contest: Contest):
+        self.name, self.contest = name, contest
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, contest, other), daemon=True)
+        self.process.start()
+        other.close()
+        # Built one after the other: compiling beside a measurement would disturb it.
+        assert self.connection.recv() == "ready"
+
+    @property
+    def label(self) -> str:
+        extras = [self.contest.dtype]
+        extras += ["lazy embeddings"] if self.contest.embedding_update == "lazy" else []
+        extras += [] if self.contest.compiled else ["not compiled"]
+        return f"{self.name}, {', '.join(extras)}"
+
+    def ask(self, method: str, *arguments: object) -> dict:
+        self.connection.send((method, *arguments))
+        return self.connection.recv()
+
+    def stop(self) -> None:
+        self.connection.send(None)
+        self.process.join()
+
+
+def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Contest]]:
+    """Who takes part at a size, and in which precision."""
+    base = {"size": arguments.size, "pairs": pairs, "device": arguments.device}
+    on_gpu = arguments.device == "cuda"
+    # A CPU computes float16 no faster than float32.
+    dtypes = ("bfloat16", "float16", "float32") if on_gpu else ("bfloat16", "float32")
+    chosen = [("ours", Contest(**base, dtype=dtype)) for dtype in dtypes]
+    chosen.append(("ours", Contest(**base, dtype="bfloat16", embedding_update="lazy")))
+    chosen.append(("ours", Contest(**base, dtype="bfloat16", compiled=False)))
+    # At full size public practice in float32 takes minutes a step on a CPU.
+    public = ("bfloat16", "float32") if on_gpu or arguments.size == "tiny" else ("bfloat16",)
+    chosen += [("public", Contest(**base, dtype=dtype)) for dtype in public]
+    chosen.append(("hugging face", Contest(**base, dtype="bfloat16")))
+    return chosen + [("matmul", Contest(**base, dtype=dtype)) for dtype in dtypes]
+
+
+def say(what: str) -> None:
+    """Progress, beside the figures."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def measure_steps(arguments: argparse.Namespace, pairs: int) -> dict:
+    """All contestants in turn, `rounds` times; medians, and what they come to."""
+    runners = []
+    for name, contest in contests(arguments, pairs):
+        say(f"starting {name}, {contest.dtype}")
+        runners.append(Runner(name, contest))
+    samples: dict[str, list[dict]] = {runner.label: [] for runner in runners}
+    for number in range(arguments.rounds):
+        for runner in runners:
+            say(f"round {number + 1} of {arguments.rounds}: {runner.label}")
+            samples[runner.label].append(runner.ask("sample", SAMPLE_STEPS[arguments.device]))
+    first = runners[0]
+    result = {
+        "pairs": pairs,
+        "contestants": {},
+        "parts_ms": first.ask("parts", 8),
+        **first.ask("padding"),
+    }
+    for runner in runners:
+        result["contestants"][runner.label] = runner.ask("memory") | _summary(
+            runner, samples[runner.label], non_embedding_parameters(arguments.size)
+        )
+        runner.stop()
+    _add_ratios(result["contestants"], arguments.device)
+    return result
+
+
+def _summary(runner: Runner, samples: list[dict], parameters: int) -> dict:
+    if runner.name == "matmul":
+        return {key: statistics.median(s[key] for s in samples) for key in samples[0]}
+    seconds = statistics.median(sample["seconds"] / sample["tokens"] for sample in samples)
+    return {
+        "microseconds_per_token": 1e6 * seconds,
+        "examples_per_second": 1 / (MEAN_TOKENS * seconds),
+        "useful_tflops": 6 * parameters / seconds / 1e12,
+        "rounds_microseconds_per_token": [1e6 * s["seconds"] / s["tokens"] for s in samples],
+    }
+
+
+def _add_ratios(contestants: dict[str, dict], device: str) -> None:
+    for label, figures in contestants.items():
+        if label.startswith("matmul"):
+            continue
+        dtype = next(dtype for dtype in DTYPES if dtype in label)
+        figures["share_of_ceiling"] = (
+            figures["useful_tflops"] / contestants[f"matmul, {dtype}"]["best"]
+        )
+        if label.startswith("ours"):
+            speed = figures["examples_per_second"]
+            figures["ratios"] = {
+                other: speed / contestants[other]["examples_per_second"]
+                for other in contestants
+                if other.startswith(("public", "hugging"))
+            }
+        if device == "cuda":
+            epoch = XNLI_PAIRS / figures["examples_per_second"]
+            figures["epoch_seconds_extrapolated"] = epoch
+
+
+def print_steps(result: dict) -> None:
+    print(f"\n{result['pairs']} pairs a step; padding {100 * result['padding_share']:.1f} % of the")
+    print(f"arithmetic (at most {100 * result['padding_share_max']:.1f} %)")
+    print(f"{'':34}{'pairs/s':>9}{'TFLOP/s':>9}{'ceiling':>9}{'peak GB':>9}  times faster than")
+    for label, figures in result["contestants"].items():
+        if label.startswith("matmul"):
+            print(f"{label:34}{'':9}{figures['best']:9.2f}")
+            continue
+        ratios = ", ".join(f"{x:.1f} {name}" for name, x in figures.get("ratios", {}).items())
+        print(
+            f"{label:34}{figures['examples_per_second']:9.1f}{figures['useful_tflops']:9.3f}"
+            f"{figures['share_of_ceiling']:9.2f}{figures['peak_bytes'] / 1e9:9.2f}  {ratios}"
+        )
+    parts = ", ".join(f"{part} {ms:.0f}" for part, ms in result["parts_ms"].items())
+    print(f"a step of ours in bfloat16, ms: {parts}")
+
+
+def run_epoch(arguments: argparse.Namespace) -> dict:
+    """One real epoch of 392,702 pairs on a GPU, 256 a step."""
+    contest = Contest(arguments.size, 256, "cuda", "bfloat16")
+    ours = Ours(contest)
+    steps = -(-XNLI_PAIRS // contest.pairs)
+    return {"epoch_seconds": ours.sample(steps)["seconds"], "steps": steps}
+
+
+def machine(device: str) -> dict:
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((x for x in info.read_text().splitlines() if "model name" in x), model)
+    return {
+        "cpu": model.split(":")[-1].strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="at least 3 (%(default)s)")
+    parser.add_argument("--only", choices=PARTS, help="one part; all of them without it")
+    parser.add_argument("--pairs", type=int, nargs="+", help="a step; 64, and 256 on a GPU")
+    parser.add_argument("--epoch", action="store_true", help="on a GPU, run a whole epoch too")
+    parser.add_argument("--json", metavar="OUT", type=Path, help="write all figures")
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        parser.error(f"--rounds {arguments.rounds}: a median needs at least 3")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device here")
+    arguments.pairs = arguments.pairs or ([64, 256] if arguments.device == "cuda" else [64])
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    report: dict = {"machine": machine(arguments.device), "size": arguments.size}
+    print(json.dumps(report["machine"]))
+    wanted = [arguments.only] if arguments.only else PARTS
+    if "steps" in wanted:
+        report["steps"] = []
+        for pairs in arguments.pairs:
+            report["steps"].append(measure_steps(arguments, pairs))
+            print_steps(report["steps"][-1])
+        if arguments.epoch and arguments.device == "cuda":
+            report["epoch"] = run_epoch(arguments)
+            print(json.dumps(report["epoch"]))
+    if "load" in wanted:
+        report["load"] = bench_start.measure_load(config_of_size("small"), arguments.rounds)
+        print(json.dumps({"load": report["load"]}, indent=1))
+    if "tokenise" in wanted:
+        report["tokenise"] = bench_start.measure_tokenising(XNLI_PAIRS, arguments.rounds)
+        print(json.dumps({"tokenise": report["tokenise"]}, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
