@@ -67,7 +67,7 @@ from training import (
     cut_by_tokens,
     find_max_tokens,
     fine_tune,
-    keep_freed_memory,
+    keep_for_next_step,
     save_atomically,
     save_checkpoint,
     save_json,
@@ -637,8 +637,7 @@ def load_pretrained_model(
     if args.random_init:
         torch.manual_seed(args.seed)
         trunk = GPTBatched(config_of(info))
-    trunk.gradient_checkpointing = args.gradient_checkpointing
-    trunk.row_attention = None if args.attention == "auto" else args.attention
+    _set_up(args, trunk)
     model.pretrained_model = trunk.to(device).requires_grad_(not args.freeze_backbone)
     model.to(device)
     optimizer = configure_optimizers(
@@ -651,6 +650,11 @@ def load_pretrained_model(
     )
     scaler = torch.amp.GradScaler(device.type, enabled=_dtype(args, device) is torch.float16)
     return model, optimizer, scaler
+
+
+def _set_up(args: argparse.Namespace, trunk: GPTBatched) -> None:
+    trunk.gradient_checkpointing = args.gradient_checkpointing
+    trunk.row_attention = None if args.attention == "auto" else args.attention
 
 
 def build_model(args: argparse.Namespace, info: dict, num_classes: int) -> GPTClassification:
@@ -768,11 +772,35 @@ def evaluate_split(
     max_tokens: int,
     max_batches: int | None = None,
 ) -> dict:
-    """Metrics on a whole split, or on its first batches of the longest rows."""
-    device = next(model.parameters()).device
+    """Metrics on a whole split, or on its first batches of the longest rows.
+
+    Where a GPU's memory does not hold `max_tokens` at once, half of them are tried.
+    """
     groups = cut_by_tokens(split.lengths, max_tokens)[:max_batches]
     rows = np.concatenate(groups)
     model.eval()
+    try:
+        logits = _logits_of(model, split, groups, len(classes), dtype)
+    except torch.OutOfMemoryError:
+        if max(map(len, groups)) == 1:
+            raise
+    else:
+        return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
+    # Outside of the handler, whose exception holds on to the tensors of the failed pass.
+    torch.cuda.empty_cache()
+    most_tokens = max(int(split.lengths[group].sum()) for group in groups)
+    return evaluate_split(model, split, classes, dtype, most_tokens // 2, max_batches)
+
+
+def _logits_of(
+    model: GPTClassification,
+    split: EncodedSplit,
+    groups: Sequence[np.ndarray],
+    num_classes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Logits [rows of all groups, classes], in the order of the groups."""
+    device = next(model.parameters()).device
 
     def batches() -> Iterator[tuple[np.ndarray, PackedRow]]:
         first = 0
@@ -784,8 +812,7 @@ def evaluate_split(
         with autocast(device.type, dtype):
             return model(row.to(device))
 
-    logits = predict_logits(predict, batches(), len(rows), len(classes))
-    return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
+    return predict_logits(predict, batches(), sum(map(len, groups)), num_classes)
 
 
 def write_config(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> dict:
@@ -929,6 +956,7 @@ def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -
     """Validation and test metrics of the saved best checkpoint."""
     saved = inputs.saved or _read_fine_tuned(args)
     model = GPTClassification.from_saved(saved["config"], saved["model"]).to(inputs.device)
+    _set_up(args, model.pretrained_model)
     max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
     scores = {
         split: evaluate_split(model, data.splits[split], data.classes, inputs.dtype, max_tokens)
@@ -1006,7 +1034,7 @@ def _earlier_results(args: argparse.Namespace) -> dict:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
-    keep_freed_memory()
+    keep_for_next_step()
     try:
         args, problems = parse_arguments(argv)
         run(args, check_inputs(args, problems))
@@ -1018,6 +1046,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = [f"{error.filename or 'disk'}: {error.strerror or error}"]
     except (TrainingError, EvaluationError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        print(f"error: {reason}: use --max_tokens_per_batch or a larger GPU", file=sys.stderr)
         return 1
     else:
         print(f"done in {time.perf_counter() - started:.0f} s")

@@ -1137,14 +1137,21 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     On a CPU every block is compiled around its attention, whose batches vary; elsewhere the walk
     through the blocks as a whole. Lengths are symbols, so that no length compiles anything anew.
     """
+    _allow_recompiling()
     if trunk.scalars.device.type != "cpu":
         trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
         return
-    # With and without attention, value embeddings, pooling and gradients.
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for block in trunk.blocks:
         block.before_attention = torch.compile(block.before_attention, dynamic=True)
         block.after_attention = torch.compile(block.after_attention, dynamic=True)
+
+
+def _allow_recompiling() -> None:
+    """Some dozen versions: with and without attention, value embeddings, pooling, gradients.
+
+    Beyond its limit torch silently runs uncompiled code, flex with all scores in memory.
+    """
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
 
 
 _compiled_flex: dict[str, Callable[..., Tensor]] = {}
@@ -1154,7 +1161,8 @@ def _flex_for(device_type: str) -> Callable[..., Tensor]:
     if device_type != "cuda" or torch.compiler.is_compiling():
         return flex_attention
     if device_type not in _compiled_flex:
-        _compiled_flex[device_type] = torch.compile(flex_attention)
+        _allow_recompiling()
+        _compiled_flex[device_type] = torch.compile(flex_attention, dynamic=True)
     return _compiled_flex[device_type]
 
 

@@ -45,7 +45,7 @@ ACTIVATIONS_PER_UNIT = 32
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 # Steps prepared ahead of the one that is computed.
 PREFETCHED_STEPS = 4
-# On a GPU a loss is looked at so many steps late, so that the host never waits for the device.
+# On a GPU a loss is looked at so many steps late: the host does not wait for it.
 UNSETTLED_STEPS = 16
 
 # (positions in the split) -> what the model takes (with `to` and `pin_memory`), labels [B]
@@ -325,14 +325,16 @@ def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     return np.split(order, cuts[1:])
 
 
-def keep_freed_memory() -> None:
-    """Make the C library keep freed memory for the next step, where it is glibc.
+def keep_for_next_step() -> None:
+    """Make libraries keep what the next step on a CPU needs again: generated code and memory.
 
-    Else a step on a CPU gives its activations back to the system and gets them anew, page by page
-    and zeroed, which took a tenth of its time. To be called before the first tensor is made.
+    Else a step gives its activations back to the system and gets them anew, page by page and
+    zeroed, which took a tenth of its time. To be called before the first tensor is made.
     """
     # Torch looks at this at its first allocation: large tensors in large pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # oneDNN generates code for every shape, and the default of 1024 is just too few to keep it.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     try:
         libc = ctypes.CDLL("libc.so.6")
         set_option = libc.mallopt
@@ -353,6 +355,7 @@ def find_max_tokens(
     if device.type != "cuda":
         per_token = config.num_layers * config.model_dim * itemsize * ACTIVATIONS_PER_UNIT
         return min(MAX_TOKENS, CPU_ACTIVATION_BYTES // per_token)
+    # The longest examples: what they need a token is the most that is needed.
     trial = cut_by_tokens(lengths, TRIAL_TOKENS)[0]
     trial_tokens = int(lengths[trial].sum())
     inputs, _ = get_batch(trial)

@@ -266,13 +266,6 @@ def collate(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor
     return input_ids, lengths, labels
 
 
-def groups_of_like_length(lengths: np.ndarray, max_rows: int) -> list[np.ndarray]:
-    """Positions of `lengths` sorted by length and cut into groups of at most `max_rows`, the
-    longest first."""
-    order = np.argsort(-lengths, kind="stable")
-    return [order[i : i + max_rows] for i in range(0, len(order), max_rows)]
-
-
 @dataclass(frozen=True)
 class _Source:
     """Rows that can be loaded, and a hash of their content that is cheaper than loading them."""

@@ -27,7 +27,6 @@ from xnli_data import (
     collate,
     cuts_vowel_signs,
     encode_pairs,
-    groups_of_like_length,
     load_encoded,
     load_pair_encoding,
     load_texts,
@@ -1308,20 +1307,3 @@ def test_pack_has_the_rows_of_collate_without_padding(tmp_path, encoding, indice
         rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
         assert torch.equal(tokens, torch.cat(rows))
         assert [lengths.tolist(), labels.tolist()] == [other.tolist() for other in others]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 200), max_size=90), st.integers(1, 20))
-def test_groups_hold_every_position_once_and_the_longest_first(lengths, max_rows):
-    groups = groups_of_like_length(np.array(lengths, dtype=np.int64), max_rows)
-    assert sorted(position for group in groups for position in group) == list(range(len(lengths)))
-    assert all(1 <= len(group) <= max_rows for group in groups)
-    ordered = [lengths[position] for group in groups for position in group]
-    assert ordered == sorted(lengths, reverse=True)
-
-
-def test_groups_have_little_padding():
-    lengths = np.random.default_rng(0).gamma(4, 16, size=512).astype(np.int64) + 5
-    groups = groups_of_like_length(lengths, 8)
-    padded = sum(lengths[group].max() * len(group) for group in groups)
-    assert padded < 1.03 * lengths.sum()
