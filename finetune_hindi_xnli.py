@@ -67,10 +67,10 @@ from training import (
     cut_by_tokens,
     find_max_tokens,
     fine_tune,
-    keep_for_next_step,
     save_atomically,
     save_checkpoint,
     save_json,
+    set_up_libraries,
     steps_per_epoch,
 )
 from xnli_data import (
@@ -1034,7 +1034,7 @@ def _earlier_results(args: argparse.Namespace) -> dict:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
-    keep_for_next_step()
+    set_up_libraries()
     try:
         args, problems = parse_arguments(argv)
         run(args, check_inputs(args, problems))

@@ -7,7 +7,6 @@ dropout mask is drawn for the step and handed out by position. So memory alone d
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -41,8 +40,6 @@ GPU_MEMORY_SHARE = 0.8
 CPU_ACTIVATION_BYTES = 4 << 30
 # Values kept for the backward pass, a token, a block and a unit of width.
 ACTIVATIONS_PER_UNIT = 32
-# Options of glibc's mallopt, from malloc.h.
-MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 # Steps prepared ahead of the one that is computed.
 PREFETCHED_STEPS = 4
 # On a GPU a loss is looked at so many steps late: the host does not wait for it.
@@ -325,23 +322,12 @@ def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     return np.split(order, cuts[1:])
 
 
-def keep_for_next_step() -> None:
-    """Make libraries keep what the next step on a CPU needs again: generated code and memory.
-
-    Else a step gives its activations back to the system and gets them anew, page by page and
-    zeroed, which took a tenth of its time. To be called before the first tensor is made.
-    """
-    # Torch looks at this at its first allocation: large tensors in large pages.
+def set_up_libraries() -> None:
+    """Set what makes a step on a CPU faster, where the user has not: large pages for large
+    tensors, and room for the code that oneDNN generates for every shape (its default of 1024
+    shapes is just too few). To be called before the first tensor is made."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # oneDNN generates code for every shape, and the default of 1024 is just too few to keep it.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        set_option = libc.mallopt
-    except (OSError, AttributeError):
-        return
-    for option, value in (MALLOPT_MMAP_MAX, 0), (MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1):
-        set_option(option, value)
 
 
 def find_max_tokens(

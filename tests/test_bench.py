@@ -49,7 +49,7 @@ def ours(monkeypatch) -> bench.Ours:
     monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 64, 2, 512))
     monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0)
     # What it does to the C library would outlive the test.
-    monkeypatch.setattr(bench.training, "keep_for_next_step", lambda: None)
+    monkeypatch.setattr(bench.training, "set_up_libraries", lambda: None)
     return bench.Ours(bench.Contest("test", 16, "cpu", "float32", compiled=False))
 
 
@@ -66,7 +66,7 @@ def test_our_steps_train_and_count_real_tokens(ours):
 @pytest.mark.parametrize("pairs", [64, 256])
 def test_at_most_three_percent_of_the_arithmetic_is_padding(monkeypatch, pairs):
     monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0)
-    monkeypatch.setattr(bench.training, "keep_for_next_step", lambda: None)
+    monkeypatch.setattr(bench.training, "set_up_libraries", lambda: None)
     monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 256, 2, 512))
     ours = bench.Ours(bench.Contest("test", pairs, "cpu", "float32", compiled=False))
     assert 0 < ours.padding()["padding_share_max"] < 0.03
