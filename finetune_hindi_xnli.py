@@ -48,7 +48,6 @@ from load_checkpoint_helper import (
 )
 from model import (
     ROW_ATTENTION,
-    WINDOW_BLOCK,
     GPTBatched,
     GPTClassification,
     PackedRow,
@@ -187,7 +186,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "max_tokens_per_batch",
             int,
             None,
-            "of one forward pass, changes no result; default 16384 on a CPU, what fits on cuda",
+            "of one forward pass, changes no result; default what memory holds",
             low=1,
         ),
         Flag(
@@ -473,7 +472,7 @@ def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def _require_within_windows(args: argparse.Namespace, trunk: GPTBatched, longest: int) -> None:
-    within = min(trunk.config.windows) * WINDOW_BLOCK
+    within = trunk.config.tokens_within_windows
     if args.attention == "varlen" and longest > within:
         raise UsageError(
             [

@@ -170,6 +170,11 @@ class GPTConfig:
             logit_cap=facts.logit_cap,
         )
 
+    @property
+    def tokens_within_windows(self) -> int:
+        """The longest row for which no window binds."""
+        return min(self.windows) * WINDOW_BLOCK
+
     def to_dict(self) -> dict:
         """Plain numbers, strings and tuples: what `from_dict` takes back."""
         return asdict(self)
@@ -343,24 +348,9 @@ class TrainingScriptBlock(nn.Module):
         self.attn = TrainingScriptAttention(config) if has_attention else None
         self.mlp = TrainingScriptMLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        value_embedding: Tensor | None,
-        lambdas: Tensor,
-        sa_lambdas: Tensor,
-        rotary: RotaryTables,
-        attend: AttentionFn,
-        pooled: Tensor | None = None,
-    ) -> Tensor:
-        """x, x0 [B, T, D], lambdas and sa_lambdas [2] -> [B, T, D].
-
-        With `pooled` [P] the output is computed at these places alone: [B, P, D].
-        """
-        stream, heads = self.before_attention(
-            x, x0, value_embedding, lambdas, sa_lambdas, rotary, pooled
-        )
+    def forward(self, attend: AttentionFn, *inputs: Tensor | RotaryTables | None) -> Tensor:
+        """-> [B, T, D], or [B, P, D] with `pooled`; `inputs` are those of `before_attention`."""
+        stream, heads = self.before_attention(*inputs)
         y = attend(*heads, self.layer) if heads else None
         return self.after_attention(stream, y)
 
@@ -374,7 +364,11 @@ class TrainingScriptBlock(nn.Module):
         rotary: RotaryTables,
         pooled: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """The mixed stream [B, T or P, D], and q, k, v [B, T, H, d] where there is attention."""
+        """The mixed stream [B, T, D], and q, k, v [B, T, H, d] where there is attention.
+
+        x, x0 [B, T, D], lambdas and sa_lambdas [2]. With `pooled` [P] the output is computed at
+        these places alone: the stream is [B, P, D], and q has P places.
+        """
         x = lambdas[0] * x + lambdas[1] * x0
         heads = (
             None if self.attn is None else self.attn(x, value_embedding, sa_lambdas, rotary, pooled)
@@ -508,7 +502,7 @@ class GPTTrunk(nn.Module):
             value_embedding = value_embeddings[table_of_layer[i]] if i in table_of_layer else None
             places = pooled if i == L - 1 else None
             x = self._block(
-                block, x, x0, value_embedding, lambdas[i], sa_lambdas[i], rotary, attend, places
+                block, attend, x, x0, value_embedding, lambdas[i], sa_lambdas[i], rotary, places
             )
             if i in sources:
                 outputs[i] = x
@@ -995,7 +989,7 @@ class VarlenRowAttention:
 
     def __init__(self, config: GPTConfig, row: PackedRow):
         longest = max(row.lengths)
-        if longest > min(config.windows) * WINDOW_BLOCK:
+        if longest > config.tokens_within_windows:
             raise ValueError(
                 f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
                 f"blocks of {WINDOW_BLOCK}: use --attention flex, or a smaller --block_size"

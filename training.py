@@ -155,9 +155,10 @@ class RowAdamW(torch.optim.AdamW):
                         touched.append((parameter, rows))
         # All memory is taken before anything moves: there is no half of an update.
         self._allocate()
-        moved = [self._moved_rows(*table) for table in resting if not self._overflowed()]
-        for (_, parameter, rows, _), new in zip(resting, moved, strict=False):
-            self._write_rows(parameter, rows, *new)
+        if resting and not self._overflowed():
+            moved = [self._moved_rows(*table) for table in resting]
+            for (_, parameter, rows, _), new in zip(resting, moved, strict=True):
+                self._write_rows(parameter, rows, *new)
         result = super().step(closure)
         for parameter, rows in touched:
             parameter.grad.index_fill_(0, rows, 0)
@@ -448,27 +449,32 @@ def train_step(
     Raises torch.OutOfMemoryError with the weights as they were.
     """
     device = next(model.parameters()).device
-    weights = _class_weights_on(device, recipe.class_weights)
     optimizer.zero_grad(set_to_none=True)
     total_loss = torch.zeros((), device=device)
     for batch in batches.micro_batches:
-        mask = batch.dropout_mask
-        with autocast(device.type, recipe.dtype):
-            logits = model(
-                batch.inputs.to(device),
-                dropout_mask=None if mask is None else mask.to(device, non_blocking=True),
-            )
-        summed = F.cross_entropy(
-            logits,
-            batch.labels.to(device, non_blocking=True),
-            weight=weights,
-            label_smoothing=recipe.label_smoothing,
-            reduction="sum",
-        )
-        loss = summed / batches.total_weight
+        loss = loss_of(batch, batches.total_weight, model, recipe)
         scaler.scale(loss).backward()
         total_loss += loss.detach()
-    return _apply_gradient(optimizer, scaler, recipe, total_loss)
+    return apply_gradient(optimizer, scaler, recipe, total_loss)
+
+
+def loss_of(batch: MicroBatch, total_weight: float, model: nn.Module, recipe: Recipe) -> Tensor:
+    """A micro-batch's share of the step's mean loss, a scalar on the model's device."""
+    device = next(model.parameters()).device
+    mask = batch.dropout_mask
+    with autocast(device.type, recipe.dtype):
+        logits = model(
+            batch.inputs.to(device),
+            dropout_mask=None if mask is None else mask.to(device, non_blocking=True),
+        )
+    summed = F.cross_entropy(
+        logits,
+        batch.labels.to(device, non_blocking=True),
+        weight=_class_weights_on(device, recipe.class_weights),
+        label_smoothing=recipe.label_smoothing,
+        reduction="sum",
+    )
+    return summed / total_weight
 
 
 @lru_cache(maxsize=1)
@@ -481,12 +487,13 @@ def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device_type, dtype=dtype, enabled=dtype is not torch.float32)
 
 
-def _apply_gradient(
+def apply_gradient(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
     loss: Tensor,
 ) -> StepResult:
+    """Clip the gradient and update the weights; `loss` is the step's, for the result."""
     scaler.unscale_(optimizer)
     gradients = _gradients(optimizer)
     norm = nn.utils.get_total_norm(gradients)

@@ -29,7 +29,6 @@ import bench_peers  # noqa: E402
 import bench_start  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 
 import training  # noqa: E402
 from model import (  # noqa: E402
@@ -41,6 +40,7 @@ from model import (  # noqa: E402
     compile_trunk,
     row_multiple,
 )
+from xnli_data import EncodedSplit, pack  # noqa: E402
 
 SIZES = {
     "tiny": ("small", 12, 256, 2, 8192),
@@ -75,12 +75,22 @@ class Contest:
         return num_layers, model_dim, num_heads, vocab_size
 
 
-class Ours:
+class Contestant:
+    """What all have in common."""
+
+    def __init__(self, contest: Contest):
+        self.contest, self.device = contest, torch.device(contest.device)
+
+    def memory(self) -> dict:
+        return {"peak_bytes": peak_memory(self.device)}
+
+
+class Ours(Contestant):
     """The project's own training step, as `finetune_hindi_xnli.py` takes it."""
 
     def __init__(self, contest: Contest):
+        super().__init__(contest)
         training.set_up_libraries()
-        self.contest, self.device = contest, torch.device(contest.device)
         self.model = new_model(contest.size).to(self.device).train()
         self.optimizer = training.configure_optimizers(
             self.device.type, self.model, embedding_update=contest.embedding_update
@@ -139,17 +149,12 @@ class Ours:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for batch in batches.micro_batches:
-            with training.autocast(self.device.type, self.recipe.dtype):
-                logits = self.model(
-                    batch.inputs.to(self.device), dropout_mask=batch.dropout_mask.to(self.device)
-                )
-            labels = batch.labels.to(self.device)
-            loss = F.cross_entropy(logits, labels, reduction="sum") / batches.total_weight
+            loss = training.loss_of(batch, batches.total_weight, self.model, self.recipe)
             clock.lap("forward")
             self.scaler.scale(loss).backward()
             total += loss.detach()
             clock.lap("backward")
-        training._apply_gradient(self.optimizer, self.scaler, self.recipe, total)
+        training.apply_gradient(self.optimizer, self.scaler, self.recipe, total)
         clock.lap("clip and update")
         return clock.laps
 
@@ -157,7 +162,7 @@ class Ours:
         """Products with weights cost 24·D² a token and block, scores 4·T·D a row of T and token
         (and what the last block leaves out is left out of both)."""
         config = self.model.pretrained_model.config
-        batches, real = self._next_step()
+        batches, _ = self._next_step()
         D, blocks = config.model_dim, config.num_layers - 1
         spent = useful = 0.0
         for batch in batches.micro_batches:
@@ -170,9 +175,6 @@ class Ours:
             spent += blocks * (24 * D * D * sum(row.lengths) + attention)
             useful += blocks * (24 * D * D * examples.sum() + 4 * D * np.square(examples).sum())
         return 1 - useful / spent
-
-    def memory(self) -> dict:
-        return {"peak_bytes": peak_memory(self.device)}
 
 
 class Clock:
@@ -195,8 +197,12 @@ class Pairs:
         vocab_size = SIZES[contest.size][-1]
         self.pairs, self.step = contest.pairs, 0
         self.lengths = bench_peers.synthetic_lengths(64 * contest.pairs, seed)
-        self.ids = bench_peers.synthetic_ids(self.lengths, vocab_size, seed)
-        self.ends = np.cumsum(self.lengths)
+        self.split = EncodedSplit(
+            tokens=bench_peers.synthetic_ids(self.lengths, vocab_size, seed),
+            offsets=np.concatenate([[0], np.cumsum(self.lengths)]),
+            premise_spans=np.zeros((len(self.lengths), 2), dtype=np.int32),
+            labels=np.arange(len(self.lengths)) % bench_peers.NUM_CLASSES,
+        )
 
     def next_indices(self) -> np.ndarray:
         self.step += 1
@@ -204,17 +210,15 @@ class Pairs:
         return np.arange(first, first + self.pairs)
 
     def batch(self, indices: np.ndarray) -> tuple[PackedRow, torch.Tensor]:
-        rows = [self.ids[self.ends[i] - self.lengths[i] : self.ends[i]] for i in indices]
-        ids = torch.from_numpy(np.concatenate(rows))
-        row = PackedRow.of(ids, self.lengths[indices].tolist(), row_multiple(len(ids)))
-        return row, torch.from_numpy(indices % bench_peers.NUM_CLASSES)
+        ids, lengths, labels = pack(self.split, indices)
+        return PackedRow.of(ids, lengths.tolist(), row_multiple(len(ids))), labels
 
 
-class Public:
+class Public(Contestant):
     """Public practice on a step of all pairs, from the time of steps of a few."""
 
     def __init__(self, contest: Contest):
-        self.contest = contest
+        super().__init__(contest)
         self.peer = bench_peers.PublicPractice(
             contest.peer_size, DTYPES[contest.dtype], contest.device
         )
@@ -229,23 +233,18 @@ class Public:
         return {"seconds": seconds, "tokens": self.contest.pairs * MEAN_TOKENS}
 
     def _seconds(self, count: int) -> float:
-        indices = self.stream.next_indices()[:count]
-        row, labels = self.stream.batch(indices)
-        real = sum(self.stream.lengths[indices])
+        ids, lengths, labels = pack(self.stream.split, self.stream.next_indices()[:count])
         started = time.perf_counter()
-        self.peer.step(self.stream.lengths[indices], row.input_ids[:real].numpy(), labels.numpy())
-        synchronize(torch.device(self.contest.device))
+        self.peer.step(lengths.numpy(), ids.numpy(), labels.numpy())
+        synchronize(self.device)
         return time.perf_counter() - started
 
-    def memory(self) -> dict:
-        return {"peak_bytes": peak_memory(torch.device(self.contest.device))}
 
-
-class HuggingFace:
+class HuggingFace(Contestant):
     """The Trainer's own loop."""
 
     def __init__(self, contest: Contest):
-        self.contest = contest
+        super().__init__(contest)
         self.peer = bench_peers.HuggingFacePeer(
             contest.peer_size, DTYPES[contest.dtype], contest.device, contest.pairs
         )
@@ -255,21 +254,12 @@ class HuggingFace:
         run = self.peer.run(num_steps)
         return {"seconds": sum(run.seconds), "tokens": sum(run.tokens)}
 
-    def memory(self) -> dict:
-        return {"peak_bytes": peak_memory(torch.device(self.contest.device))}
 
-
-class Ceiling:
+class Ceiling(Contestant):
     """The machine's fastest square matrix product."""
-
-    def __init__(self, contest: Contest):
-        self.contest = contest
 
     def sample(self, _: int) -> dict:
         return bench_peers.matmul_ceiling(DTYPES[self.contest.dtype], self.contest.device)
-
-    def memory(self) -> dict:
-        return {}
 
 
 CONTESTANTS: dict[str, Callable[[Contest], object]] = {
@@ -348,7 +338,7 @@ class Runner:
         self.process.start()
         other.close()
         # Built one after the other: compiling beside a measurement would disturb it.
-        self._answer()
+        self._answered(self.connection.recv)
 
     @property
     def label(self) -> str:
@@ -358,13 +348,14 @@ class Runner:
         return f"{self.name}, {', '.join(extras)}"
 
     def ask(self, method: str, *arguments: object) -> dict:
-        self.connection.send((method, *arguments))
-        return self._answer()
+        self._answered(lambda: self.connection.send((method, *arguments)))
+        return self._answered(self.connection.recv)
 
-    def _answer(self) -> object:
+    def _answered(self, exchange: Callable[[], object]) -> object:
+        """`exchange` with the process; RuntimeError where it is no longer there."""
         try:
-            return self.connection.recv()
-        except EOFError:
+            return exchange()
+        except (EOFError, OSError):
             self.process.join()
             raise RuntimeError(
                 f"{self.label} ended with exit code {self.process.exitcode}; -9 is what the "
