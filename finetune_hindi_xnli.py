@@ -3,20 +3,22 @@
     python finetune_hindi_xnli.py --dataset hindi_xnli \\
         --pretrained_ckpt_path 'runs/*/best_state_*.pt' --tokenizer_name tokenizer.json
 
-`main` is the table of contents of a run. Exit codes: 0 done, 1 training failed, 2 what was asked
-can't be done (said in lines that begin with "error:").
+`run` is the table of contents of a run. Exit codes: 0 done, 1 training failed, 2 what was asked
+can't be done (said in lines that begin with "error:"), 75 stopped by a signal with everything
+saved: the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import math
 import os
-import pickle
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,22 +52,36 @@ from model import (
     ROW_ATTENTION,
     GPTBatched,
     GPTClassification,
+    GPTConfig,
     PackedRow,
     compile_trunk,
     row_multiple,
 )
 from training import (
+    ALONE,
     EMBEDDING_UPDATES,
     SCHEDULES,
+    Examples,
     Progress,
+    Ranks,
     Recipe,
+    RunError,
+    Saves,
+    Stopped,
+    StopSignals,
     TrainingError,
     autocast,
     balanced_class_weights,
+    captured,
     configure_optimizers,
     cut_by_tokens,
     find_max_tokens,
     fine_tune,
+    joined_ranks,
+    own_folder,
+    read_save,
+    read_whole,
+    restore,
     save_atomically,
     save_checkpoint,
     save_json,
@@ -95,6 +111,8 @@ EVALUATION_TOKENS = 16384
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
+# sysexits.h calls it EX_TEMPFAIL: to be tried again.
+EXIT_STOPPED = 75
 
 
 @dataclass(frozen=True)
@@ -214,6 +232,13 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     ),
     "run": (
         Flag("out_dir", str, "out", "folder of everything a run leaves"),
+        Flag(
+            "resume",
+            str,
+            "auto",
+            "auto: from the save in --out_dir, if any; never; or the path of a save",
+        ),
+        Flag("save_interval", int, None, "steps; default every ten minutes", low=1),
         Flag("prepare_only", bool, False, "fetch and tokenise, where there is network; then stop"),
         Flag("eval_only", bool, False, "score the best checkpoint of --out_dir; no training"),
         Flag("tensorboard", bool, False, "log to OUT_DIR/tensorboard"),
@@ -221,6 +246,16 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     ),
 }
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
+# What a step is in examples is compared by itself: ranks have a part in it.
+STEP_FLAGS = ("batch_size", "gradient_accumulation_steps")
+# The other flags change no result, or what they name is compared by its content.
+RESULT_FLAGS = [
+    flag.name
+    for group in ("recipe", "evaluation")
+    for flag in FLAGS[group]
+    if flag.name not in STEP_FLAGS
+] + ["text_column", "label_column", "template", "block_size", "max_train_examples"]
+RESULT_FLAGS += ["random_init", "embedding_update"]
 
 
 class UsageError(ValueError):
@@ -387,6 +422,8 @@ class Inputs:
     info: dict | None  # None with --prepare_only and no checkpoint
     saved: dict | None  # the fine-tuned checkpoint, with --eval_only
     trunk: GPTBatched | None  # the weights that `info` was read from, where the run needs them
+    ranks: Ranks
+    stop: StopSignals
 
     def take_trunk(self) -> GPTBatched | None:
         """The trunk, handed over: what trains it must be the only one to keep it in memory."""
@@ -394,10 +431,15 @@ class Inputs:
         return trunk
 
 
-def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inputs:
+def check_inputs(
+    args: argparse.Namespace,
+    problems: Sequence[str] = (),
+    ranks: Ranks = ALONE,
+    stop: StopSignals | None = None,
+) -> Inputs:
     """Everything that can be found wrong without reading the data; UsageError with all of it.
 
-    `problems` are those already found in the command line.
+    `problems` are those already found in the command line. The first rank names those of all.
     """
     problems = list(problems)
 
@@ -406,18 +448,20 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inpu
             return action()
         except UsageError as error:
             problems.extend(error.problems)
-        except (CheckpointError, DataError) as error:
+        except (CheckpointError, DataError, RunError) as error:
             problems.append(str(error))
         except OSError as error:
             problems.append(f"{error.filename}: {error.strerror}")
         return None
 
     # The login node that fetches for a GPU job has no GPU itself.
-    device = torch.device("cpu") if args.prepare_only else attempt(lambda: _device(args))
+    device = torch.device("cpu") if args.prepare_only else attempt(lambda: _device(args, ranks))
     if device is not None and not args.prepare_only:
         attempt(lambda: _check_attention(args, device))
     attempt(lambda: _check_loggers(args))
     attempt(lambda: _check_folders(args))
+    if args.resume == "never" and not (args.prepare_only or args.eval_only):
+        attempt(lambda: _require_no_run(args))
     saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
     inspected = None if args.eval_only else attempt(lambda: _inspect_for(args))
     info, trunk = inspected or (None, None)
@@ -428,12 +472,30 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str] = ()) -> Inpu
             f"{info['file']} has {info['vocab_size']} embedding rows: not the tokenizer it was "
             "pretrained with"
         )
-    if problems:
-        raise UsageError(problems)
-    return Inputs(encoding, device, _dtype(args, device), info, saved, trunk)
+    everyones = dict.fromkeys(p for of_rank in ranks.gathered(problems) for p in of_rank)
+    if everyones:
+        raise UsageError(list(everyones) if ranks.is_first else [])
+    dtype = _dtype(args, device)
+    return Inputs(encoding, device, dtype, info, saved, trunk, ranks, stop or StopSignals())
 
 
-def _device(args: argparse.Namespace) -> torch.device:
+def _device(args: argparse.Namespace, ranks: Ranks = ALONE) -> torch.device:
+    device = _named_device(args)
+    if device.type == "cpu" or ranks.world_size == 1:
+        return device
+    if device.index is not None:
+        raise UsageError([f"--device {args.device}: every rank has its own GPU; say cuda"])
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            [
+                f"LOCAL_RANK {ranks.local_rank}: only {torch.cuda.device_count()} GPUs here; "
+                "start one process a GPU"
+            ]
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _named_device(args: argparse.Namespace) -> torch.device:
     if args.device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -564,11 +626,7 @@ def _read_fine_tuned(args: argparse.Namespace) -> dict:
     path = fine_tuned_path(args)
     if not path.exists():
         raise UsageError([f"--eval_only: no {path}; fine-tune first, or correct --out_dir"])
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError([f"{path}: can't be loaded ({reason})"]) from error
+    saved = read_whole(path)
     if not isinstance(saved, dict) or saved.get("kind") != FINE_TUNED_KIND:
         raise UsageError([f"{path}: not a fine-tuned checkpoint of this project"])
     return saved
@@ -588,6 +646,22 @@ def fine_tuned_path(args: argparse.Namespace) -> Path:
     return Path(args.out_dir) / f"{run_name(args)}-ckpt.pt"
 
 
+def _run_files(args: argparse.Namespace) -> list[str]:
+    """Names of what an earlier run left in --out_dir."""
+    folder, name = Path(args.out_dir), run_name(args)
+    names = [f"{name}-ckpt.pt", f"{name}-last.pt", f"{name}-prev.pt"]
+    names += ["config.yaml", "metrics.jsonl", "results.json"]
+    return [name for name in names if (folder / name).exists()]
+
+
+def _require_no_run(args: argparse.Namespace) -> None:
+    if files := _run_files(args):
+        raise RunError(
+            f"--out_dir {args.out_dir}: holds a run ({', '.join(files)}); go on with it by "
+            "--resume auto, or use another folder"
+        )
+
+
 def load_data(args: argparse.Namespace, inputs: Inputs) -> EncodedDataset:
     """The encoded splits that this run needs, with what was counted printed."""
     splits = tuple(split for split in SPLITS if split != "train") if args.eval_only else SPLITS
@@ -601,7 +675,9 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> EncodedDataset:
         splits=splits,
         classes=None if inputs.saved is None else tuple(inputs.saved["classes"]),
     )
-    data = load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
+    data = inputs.ranks.in_turns(
+        lambda: load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
+    )
     _print_data(data, inputs.encoding)
     return data
 
@@ -631,8 +707,12 @@ def load_pretrained_model(
     that contradicts it.
     """
     args = argparse.Namespace(**(DEFAULTS | vars(args)))
-    device = _device(args)
-    info, trunk = _inspect_for(args) if inputs is None else (inputs.info, inputs.take_trunk())
+    if inputs is None:
+        device = _device(args)
+        info, trunk = _inspect_for(args)
+    else:
+        device = inputs.device
+        info, trunk = inputs.info, inputs.take_trunk()
     if args.random_init:
         torch.manual_seed(args.seed)
         trunk = GPTBatched(config_of(info))
@@ -685,8 +765,6 @@ def self_check(
             "warning: the trunk hardly tells the texts from shuffled ones: the tokenizer is "
             "probably not the one of the pretraining, or the checkpoint is wrong"
         )
-    # Only this check needs the head: it is neither trained nor saved.
-    trunk.lm_head_weight = None
     return check
 
 
@@ -698,8 +776,130 @@ def pick_training_examples(args: argparse.Namespace, train: EncodedSplit) -> np.
     return np.sort(drawn[: args.max_train_examples])
 
 
+def what_decides_the_result(
+    args: argparse.Namespace, inputs: Inputs, data: EncodedDataset
+) -> dict[str, object]:
+    """What a run must have in common with the one that it goes on with, by the names that a
+    difference is told by."""
+    flags = {f"--{name}": getattr(args, name) for name in RESULT_FLAGS}
+    return flags | {
+        "--dtype": str(inputs.dtype).removeprefix("torch."),
+        "pretrained weights": inputs.info["weights_id"],
+        "tokenizer": inputs.encoding.tokenizer_hash,
+        "data": data.content_hash,
+        "classes": list(data.classes),
+    }
+
+
+def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict | None:
+    """The content of the save that --resume asks for; None where the run starts anew.
+
+    Raises RunError where --out_dir holds another run, or the save is of another command.
+    """
+    own: list[dict] = []
+
+    def choose() -> Path | None:
+        found = _newest_save(args)
+        if found is None:
+            _require_same(decisive, _decisive_of_earlier(args), f"--out_dir {args.out_dir}")
+            return None
+        path, content = found
+        _require_same(decisive, content["decisive"], str(path))
+        own.append(content)
+        return path
+
+    everyones = inputs.ranks.gathered(decisive)
+    _require_same(decisive, everyones[0], "the first rank")
+    path = inputs.ranks.from_first(choose)
+    if path is None:
+        return None
+    content = own[0] if own else read_save(path)
+    # A file system may show different ranks different saves for a while.
+    steps = inputs.ranks.gathered(content["progress"]["step"])
+    if len(set(steps)) > 1:
+        raise RunError(f"{path}: the ranks see saves of different steps {steps}: start again")
+    print(f"resuming {path} after step {content['progress']['step']}")
+    return content
+
+
+def _newest_save(args: argparse.Namespace) -> tuple[Path, dict] | None:
+    folder = Path(args.out_dir)
+    if args.resume == "never":
+        _require_no_run(args)
+        return None
+    if args.resume == "auto":
+        return Saves(folder, run_name(args)).newest()
+    path = Path(args.resume)
+    if path.resolve().parent != folder.resolve():
+        _require_no_run(args)
+        best = path.with_name(fine_tuned_path(args).name)
+        if best.exists():
+            save_atomically(fine_tuned_path(args), lambda partial: shutil.copyfile(best, partial))
+    return path, read_save(path)
+
+
+def _decisive_of_earlier(args: argparse.Namespace) -> dict | None:
+    """What decided a run that left files but no save; None where there was none."""
+    if not _run_files(args):
+        return None
+    try:
+        text = (Path(args.out_dir) / "config.yaml").read_text(encoding="utf-8")
+        return dict(yaml.safe_load(text)["decisive"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _require_same(now: dict, earlier: dict | None, where: str) -> None:
+    """Raises RunError that names every difference."""
+    if earlier is None or now == earlier:
+        return
+    differences = [
+        f"{name} {_shown(earlier[name])} there, {_shown(value)} now"
+        for name, value in now.items()
+        if name in earlier and earlier[name] != value
+    ]
+    told = "; ".join(differences) or "it does not say which"
+    raise RunError(
+        f"{where}: belongs to another run ({told}); repeat its command, or use another --out_dir"
+    )
+
+
+def _shown(value: object) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 24 else f"{text[:20]}…"
+
+
+def examples_per_step(args: argparse.Namespace, world_size: int, save: dict | None) -> int:
+    """Examples of one optimizer step over all ranks; a resumed run keeps those of its save.
+
+    Raises RunError where the flags ask for another step, or the ranks can't share it evenly.
+    """
+    per_rank = args.batch_size * args.gradient_accumulation_steps
+    if save is None:
+        return per_rank * world_size
+    kept = save["examples_per_step"]
+    if per_rank != save["examples_per_rank"] and per_rank * world_size != kept:
+        raise RunError(
+            f"--batch_size times --gradient_accumulation_steps: {per_rank} on {world_size} ranks, "
+            f"but the save's steps have {kept} examples ({save['examples_per_rank']} a rank): "
+            "repeat its flags"
+        )
+    if kept % world_size:
+        raise RunError(
+            f"a step of the save has {kept} examples, which {world_size} ranks can't share "
+            "evenly: resume with a number of ranks that divides it"
+        )
+    if kept != per_rank * world_size:
+        print(f"note: a step keeps the {kept} examples of the save, {kept // world_size} a rank")
+    return kept
+
+
 def make_recipe(
-    args: argparse.Namespace, labels: np.ndarray, num_classes: int, dtype: torch.dtype
+    args: argparse.Namespace,
+    labels: np.ndarray,
+    num_classes: int,
+    dtype: torch.dtype,
+    examples_per_step: int,
 ) -> Recipe:
     """The flags as a recipe; raises UsageError where a drawn subset lacks a class."""
     missing = np.bincount(labels, minlength=num_classes) == 0
@@ -707,7 +907,6 @@ def make_recipe(
         raise UsageError(
             [f"--max_train_examples {args.max_train_examples}: no example of a class; raise it"]
         )
-    examples_per_step = args.batch_size * args.gradient_accumulation_steps
     epoch_steps = steps_per_epoch(len(labels), examples_per_step)
     num_steps = args.max_steps or max(1, round(args.num_epochs * epoch_steps))
     balanced = args.class_weights == "balanced"
@@ -770,25 +969,47 @@ def evaluate_split(
     dtype: torch.dtype,
     max_tokens: int,
     max_batches: int | None = None,
-) -> dict:
+    ranks: Ranks = ALONE,
+    stop: StopSignals | None = None,
+) -> dict | None:
     """Metrics on a whole split, or on its first batches of the longest rows.
 
-    Where a GPU's memory does not hold `max_tokens` at once, half of them are tried.
+    Every row is computed by one rank. Where a GPU's memory does not hold `max_tokens` at once,
+    half of them are tried. None where a noted signal broke it off on some rank.
     """
     groups = cut_by_tokens(split.lengths, max_tokens)[:max_batches]
-    rows = np.concatenate(groups)
     model.eval()
+    own = groups[ranks.rank :: ranks.world_size]
+    own_logits = _logits_within_memory(model, split, own, len(classes), dtype, stop)
+    broken_off = stop is not None and stop.received is not None
+    if ranks.any(broken_off)[0]:
+        return None
+    logits = torch.zeros(len(split), len(classes))
+    if own:
+        logits[torch.from_numpy(np.concatenate(own))] = own_logits
+    logits = ranks.sum_over_all(logits)
+    rows = np.concatenate(groups)
+    return classification_metrics(logits[rows], np.asarray(split.labels)[rows], classes)
+
+
+def _logits_within_memory(
+    model: GPTClassification,
+    split: EncodedSplit,
+    groups: list[np.ndarray],
+    num_classes: int,
+    dtype: torch.dtype,
+    stop: StopSignals | None,
+) -> Tensor:
+    """Logits [rows of all groups, classes], in the order of the groups."""
     try:
-        logits = _logits_of(model, split, groups, len(classes), dtype)
+        return _logits_of(model, split, groups, num_classes, dtype, stop)
     except torch.OutOfMemoryError:
         if max(map(len, groups)) == 1:
             raise
-    else:
-        return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
     # Outside of the handler, whose exception holds on to the tensors of the failed pass.
     torch.cuda.empty_cache()
-    most_tokens = max(int(split.lengths[group].sum()) for group in groups)
-    return evaluate_split(model, split, classes, dtype, most_tokens // 2, max_batches)
+    halves = [half for group in groups for half in np.array_split(group, 2) if len(half)]
+    return _logits_within_memory(model, split, halves, num_classes, dtype, stop)
 
 
 def _logits_of(
@@ -797,13 +1018,15 @@ def _logits_of(
     groups: Sequence[np.ndarray],
     num_classes: int,
     dtype: torch.dtype,
+    stop: StopSignals | None,
 ) -> Tensor:
-    """Logits [rows of all groups, classes], in the order of the groups."""
     device = next(model.parameters()).device
 
     def batches() -> Iterator[tuple[np.ndarray, PackedRow]]:
         first = 0
         for group in groups:
+            if stop is not None and stop.received is not None:
+                return
             yield np.arange(first, first + len(group)), packed_rows(split, group)[0]
             first += len(group)
 
@@ -814,24 +1037,27 @@ def _logits_of(
     return predict_logits(predict, batches(), sum(map(len, groups)), num_classes)
 
 
-def write_config(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> dict:
-    """config.yaml: every flag, the versions, and hashes of what went in; returns it."""
+def write_config(
+    args: argparse.Namespace, inputs: Inputs, data: EncodedDataset, decisive: dict
+) -> None:
+    """config.yaml: every flag, the versions, and hashes of what went in."""
     info = inputs.info or {}
     run = {
         "flags": {key: value for key, value in vars(args).items() if key != "config"},
         "command": sys.argv,
         "device": _device_name(inputs.device),
         "dtype": str(inputs.dtype).removeprefix("torch."),
+        "processes": inputs.ranks.world_size,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "data": {"content_sha256": data.content_hash, "classes": list(data.classes)},
         "tokenizer": {"sha256": inputs.encoding.tokenizer_hash},
         "checkpoint": info,
+        "decisive": decisive,
     }
     text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
     path = Path(args.out_dir) / "config.yaml"
     save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return run
 
 
 def _device_name(device: torch.device) -> str:
@@ -847,11 +1073,14 @@ class Records:
         inputs: Inputs,
         data: EncodedDataset,
         model: GPTClassification,
+        progress: Progress,
     ):
         self.model = model
         self.checkpoint_path = fine_tuned_path(args)
         self.metrics_path = Path(args.out_dir) / "metrics.jsonl"
-        self.metrics_path.write_text("")
+        # Lines after the save that the run goes on from will be written again.
+        earlier = "".join(map(_as_json_line, progress.lines))
+        save_atomically(self.metrics_path, lambda partial: partial.write_text(earlier))
         self.fixed = {
             "kind": FINE_TUNED_KIND,
             "config": model.pretrained_model.config.to_dict(),
@@ -870,12 +1099,18 @@ class Records:
 
     def add_line(self, progress: Progress, line: dict) -> None:
         """One evaluation: a line of metrics.jsonl, and the loggers' scalars."""
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        # Not made anew where it has vanished with its folder: that is an error.
+        with open(self.metrics_path, "r+", encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(_as_json_line(line))
         scalars = {key: value for key, value in line.items() if isinstance(value, int | float)}
         scalars |= {f"validation/{name}": line["validation"][name] for name in METRICS}
         for log in self.loggers:
             log(scalars, progress.step)
+
+
+def _as_json_line(line: dict) -> str:
+    return json.dumps(line) + "\n"
 
 
 def _open_loggers(args: argparse.Namespace) -> list[Callable[[dict, int], None]]:
@@ -906,27 +1141,48 @@ def train(
     model: GPTClassification,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    save: dict | None,
+    kept: dict,
 ) -> Progress:
-    """Fine-tune and keep the best checkpoint by --best_metric on the whole validation split."""
+    """Fine-tune and keep the best checkpoint by --best_metric on the whole validation split.
+
+    Goes on from the content of `save`, if any; `kept` is what else goes into every save.
+    """
     split, validation = data.splits["train"], data.splits["validation"]
+    ranks, stop = inputs.ranks, inputs.stop
     chosen = pick_training_examples(args, split)
     longest = max(int(s.lengths.max()) for s in data.splits.values())
     _require_within_windows(args, model.pretrained_model, longest)
-    recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype)
-    records = Records(args, inputs, data, model)
+    step_examples = examples_per_step(args, ranks.world_size, save)
+    recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype, step_examples)
+    progress = Progress()
+    if save is not None:
+        progress = restore(save, model, optimizer, scaler)
+        ranks.from_first(lambda: _require_best_of_save(args, progress))
+    records = Records(args, inputs, data, model, progress) if ranks.is_first else None
 
     def get_batch(positions: np.ndarray) -> tuple[PackedRow, Tensor]:
         return packed_rows(split, chosen[positions])
 
+    examples = Examples(split.lengths[chosen], np.asarray(split.labels)[chosen], get_batch)
     compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
-    max_tokens = args.max_tokens_per_batch or find_max_tokens(
-        model, recipe, split.lengths[chosen], get_batch
-    )
+    max_tokens = args.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
+    progress.max_tokens_per_batch = max_tokens = min(ranks.gathered(max_tokens))
 
-    def evaluate(max_batches: int | None = None) -> dict:
+    def evaluate(max_batches: int | None = None) -> dict | None:
         return evaluate_split(
-            model, validation, data.classes, inputs.dtype, max_tokens, max_batches
+            model, validation, data.classes, inputs.dtype, max_tokens, max_batches, ranks, stop
         )
+
+    def write_save(progress: Progress) -> None:
+        if ranks.is_first:
+            content = captured(model, optimizer, scaler, progress) | kept
+            content["examples_per_step"] = step_examples
+            content["examples_per_rank"] = args.batch_size * args.gradient_accumulation_steps
+            Saves(Path(args.out_dir), run_name(args)).write(content)
+
+    def nothing(*_: object) -> None:
+        """What other ranks than the first leave."""
 
     evaluate(max_batches=2)
     print(
@@ -939,26 +1195,31 @@ def train(
         optimizer,
         scaler,
         recipe,
-        lengths=split.lengths[chosen],
-        get_batch=get_batch,
-        max_tokens_per_batch=max_tokens,
+        examples,
         evaluate=evaluate,
         is_better=lambda new, best: is_better(
             args.best_metric, new[args.best_metric], best and best[args.best_metric]
         ),
-        on_evaluation=records.add_line,
-        on_best=records.save_best,
+        on_evaluation=records.add_line if records else nothing,
+        on_best=records.save_best if records else nothing,
+        save=write_save,
+        progress=progress,
+        save_interval=args.save_interval,
+        stop=stop,
+        ranks=ranks,
     )
 
 
 def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> dict[str, dict]:
     """Validation and test metrics of the saved best checkpoint."""
-    saved = inputs.saved or _read_fine_tuned(args)
-    model = GPTClassification.from_saved(saved["config"], saved["model"]).to(inputs.device)
+    ranks = inputs.ranks
+    model = _best_model(args, inputs, len(data.classes)).to(inputs.device)
     _set_up(args, model.pretrained_model)
     max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
     scores = {
-        split: evaluate_split(model, data.splits[split], data.classes, inputs.dtype, max_tokens)
+        split: evaluate_split(
+            model, data.splits[split], data.classes, inputs.dtype, max_tokens, ranks=ranks
+        )
         for split in ("validation", "test")
     }
     for split, metrics in scores.items():
@@ -969,6 +1230,19 @@ def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -
             f"loss {metrics['loss']:.4f} (majority class {majority:.4f})"
         )
     return scores
+
+
+def _best_model(args: argparse.Namespace, inputs: Inputs, num_classes: int) -> GPTClassification:
+    """Read by the first rank alone: another might still see the file's predecessor."""
+    ranks = inputs.ranks
+    saved = (inputs.saved or _read_fine_tuned(args)) if ranks.is_first else None
+    config = ranks.from_first(lambda: saved["config"])
+    if saved is not None:
+        model = GPTClassification.from_saved(config, saved["model"])
+    else:
+        model = GPTClassification(GPTBatched(GPTConfig.from_dict(config)), num_classes)
+    ranks.copy_from_first(model)
+    return model
 
 
 def write_results(
@@ -987,13 +1261,30 @@ def write_results(
         "seed": args.seed,
         "self_check": check,
     }
-    save_json(Path(args.out_dir) / "results.json", results)
+    save_json(_results_path(args), results)
 
 
 def run(args: argparse.Namespace, inputs: Inputs) -> None:
     """One run, from checked inputs to results.json."""
-    if inputs.info is not None:
-        info = inputs.info
+    _print_checkpoint(args, inputs.info)
+    if args.prepare_only:
+        load_data(args, inputs)
+        print(f"prepared in {args.cache_dir}")
+        return
+    with _own_out_dir(args, inputs.ranks):
+        data = load_data(args, inputs)
+        if args.eval_only:
+            evaluate_only(args, inputs, data)
+        else:
+            train_and_score(args, inputs, data)
+
+
+def _own_out_dir(args: argparse.Namespace, ranks: Ranks) -> contextlib.AbstractContextManager:
+    return own_folder(Path(args.out_dir)) if ranks.is_first else contextlib.nullcontext()
+
+
+def _print_checkpoint(args: argparse.Namespace, info: dict | None) -> None:
+    if info is not None:
         print(
             f"checkpoint: {info['file']}: format {info['checkpoint_format']}, "
             f"{info['num_layers']} layers, {info['num_heads']} heads, width {info['model_dim']}, "
@@ -1001,62 +1292,136 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
         )
     if args.vocab_size is not None:
         print("note: --vocab_size is no longer needed, the file tells")
-    data = load_data(args, inputs)
-    if args.prepare_only:
-        print(f"prepared in {args.cache_dir}")
+
+
+def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> None:
+    """Score the best checkpoint of --out_dir; what else its results hold is kept."""
+    saved = inputs.saved
+    print(
+        f"scoring {fine_tuned_path(args)} of step {saved['step']}: its own tokenizer, template "
+        f"{saved['template']} and block size {saved['block_size']} count, not the flags"
+    )
+    scores = score_best(args, inputs, data)
+    if inputs.ranks.is_first:
+        save_json(_results_path(args), _earlier_results(args) | scores)
+
+
+def train_and_score(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> None:
+    """The whole of a run, or what is left of it."""
+    decisive = what_decides_the_result(args, inputs, data)
+    save = find_save(args, inputs, decisive)
+    if save is not None and inputs.ranks.from_first(lambda: _has_results(args)):
+        print(f"finished already, see {_results_path(args)}")
         return
-    if args.eval_only:
-        saved = inputs.saved
-        print(
-            f"scoring {fine_tuned_path(args)} of step {saved['step']}: its own tokenizer, template "
-            f"{saved['template']} and block size {saved['block_size']} count, not the flags"
-        )
-        scores = score_best(args, inputs, data)
-        save_json(Path(args.out_dir) / "results.json", _earlier_results(args) | scores)
-        return
-    Path(args.out_dir).mkdir(parents=True, exist_ok=True)
-    write_config(args, inputs, data)
+    if inputs.ranks.is_first:
+        write_config(args, inputs, data, decisive)
     model = build_model(args, inputs.info, len(data.classes))
     model, optimizer, scaler = load_pretrained_model(args, model, inputs)
-    check = self_check(model, data.splits["train"], inputs.encoding)
-    progress = train(args, inputs, data, model, optimizer, scaler)
-    del model, optimizer
+    if save is None:
+        check = self_check(model, data.splits["train"], inputs.encoding)
+    else:
+        check = save["self_check"]
+    # Only the check needs the language model's head: it is neither trained nor saved.
+    model.pretrained_model.lm_head_weight = None
+    kept = {"decisive": decisive, "self_check": check}
+    progress = train(args, inputs, data, model, optimizer, scaler, save, kept)
+    del model, optimizer, save
     scores = score_best(args, inputs, data)
-    write_results(args, scores, progress, check)
+    if inputs.ranks.is_first:
+        write_results(args, scores, progress, check)
+
+
+def _require_best_of_save(args: argparse.Namespace, progress: Progress) -> None:
+    """Forget the best so far where its file is not that of the save.
+
+    It may be of a later step, which comes again, if not to the last bit on a GPU; or damaged.
+    """
+    if progress.best is None:
+        return
+    path = fine_tuned_path(args)
+    try:
+        step = read_whole(path)["step"]
+    except (RunError, KeyError, TypeError):
+        step = None
+    if step == progress.best_step:
+        return
+    found = "is not whole" if step is None else f"is of step {step}"
+    print(
+        f"note: {path} {found}, the best model of the save was of step {progress.best_step}: "
+        "the best is looked for from here on"
+    )
+    progress.best, progress.best_step = None, 0
+
+
+def _results_path(args: argparse.Namespace) -> Path:
+    return Path(args.out_dir) / "results.json"
 
 
 def _earlier_results(args: argparse.Namespace) -> dict:
-    path = Path(args.out_dir) / "results.json"
+    path = _results_path(args)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _has_results(args: argparse.Namespace) -> bool:
+    """Whether training ended: --eval_only writes results of an unfinished run, too."""
+    return "steps" in _earlier_results(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
     set_up_libraries()
+    rank = int(os.environ.get("RANK", 0)) if os.environ.get("RANK", "0").isdigit() else 0
     try:
-        args, problems = parse_arguments(argv)
-        run(args, check_inputs(args, problems))
+        with StopSignals() as stop, _printing_by(rank):
+            args, problems = parse_arguments(argv)
+            with joined_ranks(_wants_gpu(args)) as ranks:
+                run(args, check_inputs(args, problems, ranks, stop))
+            print(f"done in {time.perf_counter() - started:.0f} s")
+        return 0
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there")
+        return EXIT_STOPPED
     except UsageError as error:
-        problems = error.problems
-    except (CheckpointError, DataError) as error:
-        problems = [str(error)]
+        code, problems = 2, error.problems
+    except (CheckpointError, DataError, RunError) as error:
+        code, problems = 2, [str(error)]
     except OSError as error:
-        problems = [f"{error.filename or 'disk'}: {error.strerror or error}"]
+        code, problems = 2, [f"{error.filename or 'disk'}: {error.strerror or error}"]
     except (TrainingError, EvaluationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        code, problems = 1, [str(error)]
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        print(f"error: {reason}: use --max_tokens_per_batch or a larger GPU", file=sys.stderr)
-        return 1
-    else:
-        print(f"done in {time.perf_counter() - started:.0f} s")
-        return 0
+        code, problems = 1, [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    return 2
+    return code
+
+
+def _wants_gpu(args: argparse.Namespace) -> bool:
+    wanted = args.device is None or args.device.startswith("cuda")
+    return wanted and not args.prepare_only and torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def _printing_by(rank: int) -> Iterator[None]:
+    """Only the first rank tells what is going on."""
+    if rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def end_process(code: int) -> None:
+    """Of several ranks, one whose peers have ended might wait for them for ever in what Python
+    does at its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != 0 and os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

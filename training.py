@@ -1,26 +1,38 @@
-"""Fine-tuning: optimizer, schedule, one exact step, the loop, and what it saves.
+"""Fine-tuning: optimizer, schedule, one exact step, the loop, its saves, signals and processes.
 
-A step is the gradient of its examples' mean loss, however they are cut into micro-batches: each
-micro-batch adds its summed loss divided by the summed weights of the whole step, and an example's
-dropout mask is drawn for the step and handed out by position. So memory alone decides the cut.
+A step is the gradient of its examples' mean loss, however they are cut into micro-batches and
+dealt out to processes: each micro-batch adds its summed loss divided by the summed weights of the
+whole step, and an example's dropout mask is drawn for the step and handed out by position. So
+memory alone decides the cut, and everything that a run depends on fits into its save.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
+import pickle
 import queue
+import random
+import signal
+import socket
 import sys
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -44,6 +56,15 @@ ACTIVATIONS_PER_UNIT = 32
 PREFETCHED_STEPS = 4
 # On a GPU a loss is looked at so many steps late: the host does not wait for it.
 UNSETTLED_STEPS = 16
+SECONDS_BETWEEN_SAVES = 600
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# What torchrun sets for each of its processes.
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# The others wait while the first rank tokenises, or saves to a slow file system.
+RANKS_TIMEOUT = timedelta(minutes=60)
+SAVE_KIND = "hindi-xnli-save"
+# What F.cross_entropy leaves out of the sum.
+IGNORED_LABEL = -100
 
 # (positions in the split) -> what the model takes (with `to` and `pin_memory`), labels [B]
 GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
@@ -51,6 +72,221 @@ GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says what was seen and what to try."""
+
+
+class RunError(ValueError):
+    """A save, an output folder or a group of processes can't be used; the message says why."""
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop. Like KeyboardInterrupt, no handler of errors catches it."""
+
+
+class StopSignals:
+    """SIGTERM, SIGUSR1 and Ctrl-C, within `with`: they raise Stopped at once, and inside of
+    `deferred` they are only noted, for the next step boundary to look at."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._deferring = False
+        self._earlier: dict = {}
+
+    def __enter__(self) -> StopSignals:
+        # Python gives signals to the main thread, and only it may set them.
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {s: signal.signal(s, self._receive) for s in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = signal.Signals(number).name
+        if not self._deferring:
+            raise Stopped(f"stopped by {self.received} outside of training")
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A second signal is noted like the first: it breaks no save."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+
+class Ranks:
+    """The processes that share a run's steps; one alone is rank 0 of 1 and talks to nobody.
+
+    Gradients are summed when all micro-batches of a step are done, and not by
+    DistributedDataParallel while they are: ranks have different numbers of micro-batches, one
+    that ran out of memory repeats its own, and NCCL takes no sparse gradients.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0):
+        self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether a rank raises it. All wait here for each other."""
+        if self.world_size == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)
+        with self._reaching_others():
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return votes.bool().tolist()
+
+    def gathered(self, value: object) -> list:
+        """What every rank gives, in their order."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            with self._reaching_others():
+                dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, work: Callable[[], object]) -> object:
+        """What `work()` gives on the first rank; the RunError that it raises there, on all."""
+        outcome = None
+        if self.is_first:
+            try:
+                outcome = work()
+            except RunError as error:
+                outcome = error
+        outcome = self.gathered(outcome)[0]
+        if isinstance(outcome, RunError):
+            raise outcome
+        return outcome
+
+    def copy_from_first(self, model: nn.Module) -> None:
+        """The first rank's weights for all."""
+        if self.world_size > 1:
+            with self._reaching_others():
+                for tensor in model.state_dict().values():
+                    dist.broadcast(tensor, src=0)
+
+    def in_turns(self, work: Callable[[], object]) -> object:
+        """`work()`, on the first rank before all others and on each node's first before the
+        rest of its node: what one puts into a cache, the others find there."""
+        own_turn = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        for turn in range(3):
+            if turn == own_turn:
+                result = work()
+            self.any(False)
+        return result
+
+    def share_of(self, lengths: np.ndarray) -> np.ndarray:
+        """This rank's positions among a step's examples, dealt out from the longest on."""
+        return np.argsort(-lengths, kind="stable")[self.rank :: self.world_size]
+
+    def sum_over_all(self, tensor: Tensor) -> Tensor:
+        """`tensor` becomes the sum of every rank's."""
+        if self.world_size > 1:
+            with self._reaching_others():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every gradient becomes the sum of all ranks' gradients."""
+        if self.world_size == 1:
+            return
+        with self._reaching_others():
+            works = []
+            for parameter in _with_gradients(optimizer):
+                if parameter.grad.is_sparse:
+                    parameter.grad = self._summed_rows(parameter.grad.coalesce())
+                else:
+                    parameter.grad = parameter.grad.contiguous()
+                    works.append(dist.all_reduce(parameter.grad, async_op=True))
+            for work in works:
+                work.wait()
+
+    def _summed_rows(self, gradient: Tensor) -> Tensor:
+        """The sum of all ranks' sparse gradients, by exchanging the rows that they have."""
+        rows, values = gradient.indices()[0], gradient.values()  # [U], [U, D]
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(rows)]))
+        most = max(map(int, counts))
+        # All ranks have to send as much as the one with the most rows.
+        padded_rows = F.pad(rows, (0, most - len(rows)))
+        padded_values = F.pad(values, (0, 0, 0, most - len(rows)))
+        all_rows = [torch.empty_like(padded_rows) for _ in counts]
+        all_values = [torch.empty_like(padded_values) for _ in counts]
+        dist.all_gather(all_rows, padded_rows)
+        dist.all_gather(all_values, padded_values)
+        rows = torch.cat([r[: int(n)] for r, n in zip(all_rows, counts, strict=True)])
+        values = torch.cat([v[: int(n)] for v, n in zip(all_values, counts, strict=True)])
+        return torch.sparse_coo_tensor(rows[None], values, gradient.shape).coalesce()
+
+    @contextlib.contextmanager
+    def _reaching_others(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(
+                f"rank {self.rank} of {self.world_size}: another rank has ended or can't be "
+                f"reached ({reason}); its own message says why"
+            ) from error
+
+
+ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def joined_ranks(on_gpu: bool) -> Iterator[Ranks]:
+    """The processes that torchrun (or a script that sets the same variables) started together.
+
+    They talk through NCCL about what is on GPUs, else through gloo. Raises RunError where
+    variables are missing or wrong.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield ALONE
+        return
+    ranks = _ranks_of(os.environ)
+    if on_gpu:
+        torch.cuda.set_device(ranks.local_rank)
+    try:
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, timeout=RANKS_TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RunError(
+            f"rank {ranks.rank}: can't reach the others at MASTER_ADDR "
+            f"{os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']} ({error})"
+        ) from error
+    yield ranks
+    # Left out after an exception: a process group without all its ranks may wait for ever.
+    dist.destroy_process_group()
+
+
+def _ranks_of(environment: Mapping[str, str]) -> Ranks:
+    missing = [name for name in RANK_VARIABLES if not environment.get(name)]
+    if missing:
+        raise RunError(
+            f"WORLD_SIZE {environment['WORLD_SIZE']} without {', '.join(missing)}: start with "
+            "torchrun, or set what it sets"
+        )
+    try:
+        return Ranks(*(int(environment[name]) for name in RANK_VARIABLES[:3]))
+    except ValueError as error:
+        raise RunError(
+            f"RANK, WORLD_SIZE and LOCAL_RANK: expected whole numbers: {error}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples to train on, by position."""
+
+    lengths: np.ndarray  # [N], in tokens
+    labels: np.ndarray  # [N]
+    get_batch: GetBatch
 
 
 @dataclass(frozen=True)
@@ -86,6 +322,9 @@ class Progress:
     train_seconds: float = 0.0
     examples: int = 0
     max_tokens_per_batch: int = 0
+    learning_rate: float = 0.0  # of the last step
+    evaluated_step: int = 0
+    lines: list[dict] = field(default_factory=list)  # of the metrics file
     losses: list[float] = field(default_factory=list)  # since the last evaluation
     unsettled: list[StepResult] = field(default_factory=list)  # not yet looked at
 
@@ -114,11 +353,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The examples of one optimizer step, cut to `max_tokens` a micro-batch."""
+    """A rank's examples of one optimizer step, cut to `max_tokens` a micro-batch."""
 
     micro_batches: Sequence[MicroBatch]
-    total_weight: float
-    num_examples: int
+    total_weight: float  # of all ranks' examples
+    num_examples: int  # of all ranks
     max_tokens: int
     most_tokens: int  # of the largest micro-batch
 
@@ -331,9 +570,7 @@ def set_up_libraries() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 
-def find_max_tokens(
-    model: nn.Module, recipe: Recipe, lengths: np.ndarray, get_batch: GetBatch
-) -> int:
+def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int:
     """Tokens that a forward and backward pass may take: on a CPU those of some gigabytes of
     activations, on a GPU what a trial pass on the longest examples says that its memory holds."""
     device = next(model.parameters()).device
@@ -343,9 +580,9 @@ def find_max_tokens(
         per_token = config.num_layers * config.model_dim * itemsize * ACTIVATIONS_PER_UNIT
         return min(MAX_TOKENS, CPU_ACTIVATION_BYTES // per_token)
     # The longest examples: what they need a token is the most that is needed.
-    trial = cut_by_tokens(lengths, TRIAL_TOKENS)[0]
-    trial_tokens = int(lengths[trial].sum())
-    inputs, _ = get_batch(trial)
+    trial = cut_by_tokens(examples.lengths, TRIAL_TOKENS)[0]
+    trial_tokens = int(examples.lengths[trial].sum())
+    inputs, _ = examples.get_batch(trial)
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     with autocast(device.type, recipe.dtype):
@@ -357,34 +594,42 @@ def find_max_tokens(
     torch.cuda.empty_cache()
     # Gradients and two moments, float32, are not there yet.
     free = torch.cuda.mem_get_info(device)[0] - 3 * 4 * trained
-    return int(min(MAX_TOKENS, max(lengths.max(), GPU_MEMORY_SHARE * free / per_token)))
+    within_memory = GPU_MEMORY_SHARE * free / per_token
+    return int(min(MAX_TOKENS, max(examples.lengths.max(), within_memory)))
 
 
 def prepare_step(
     recipe: Recipe,
     step: int,
     indices: np.ndarray,
-    lengths: np.ndarray,
+    examples: Examples,
     max_tokens: int,
-    get_batch: GetBatch,
     dropout_width: int,
+    ranks: Ranks = ALONE,
 ) -> StepBatches:
-    """The examples `indices` with their `lengths` [B] in tokens, ready for `train_step`."""
+    """This rank's share of the examples `indices` [B], ready for `train_step`."""
+    lengths = examples.lengths[indices]
     masks = dropout_masks(recipe.seed, step, len(indices), dropout_width, recipe.dropout)
-    micro_batches, total_weight, most_tokens = [], 0.0, 0
-    for positions in cut_by_tokens(lengths, max_tokens):
-        inputs, labels = get_batch(indices[positions])
+    share = ranks.share_of(lengths)
+    # A rank that gets none at the end of an epoch takes part with one that counts nothing.
+    counts = len(share) > 0
+    share = share if counts else np.zeros(1, dtype=int)
+    micro_batches, most_tokens = [], 0
+    for cut in cut_by_tokens(lengths[share], max_tokens):
+        positions = share[cut]
+        inputs, labels = examples.get_batch(indices[positions])
         mask = None if masks is None else masks[torch.from_numpy(positions)]
+        labels = labels if counts else torch.full_like(labels, IGNORED_LABEL)
         micro_batches.append(MicroBatch(inputs, labels, mask))
-        total_weight += _weight_of(labels, recipe.class_weights)
         most_tokens = max(most_tokens, int(lengths[positions].sum()))
+    total_weight = _weight_of(examples.labels[indices], recipe.class_weights)
     return StepBatches(micro_batches, total_weight, len(indices), max_tokens, most_tokens)
 
 
-def _weight_of(labels: Tensor, class_weights: tuple[float, ...] | None) -> float:
+def _weight_of(labels: np.ndarray, class_weights: tuple[float, ...] | None) -> float:
     if class_weights is None:
         return float(len(labels))
-    return float(torch.tensor(class_weights, dtype=torch.float64)[labels].sum())
+    return float(np.asarray(class_weights)[labels].sum())
 
 
 def _pinned(batches: StepBatches) -> StepBatches:
@@ -443,6 +688,7 @@ def train_step(
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
     batches: StepBatches,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """One optimizer step, by the gradient of sum(w·loss) / sum(w), w the class weights.
 
@@ -455,7 +701,17 @@ def train_step(
         loss = loss_of(batch, batches.total_weight, model, recipe)
         scaler.scale(loss).backward()
         total_loss += loss.detach()
-    return apply_gradient(optimizer, scaler, recipe, total_loss)
+    try:
+        ranks.sum_gradients(optimizer)
+        return apply_gradient(optimizer, scaler, recipe, ranks.sum_over_all(total_loss))
+    except torch.OutOfMemoryError:
+        if ranks.world_size == 1:
+            raise
+        # The others have gone on: this rank can't repeat the step by itself.
+        raise TrainingError(
+            f"rank {ranks.rank}: out of GPU memory in the update: use a smaller "
+            "--max_tokens_per_batch, or a larger GPU"
+        ) from None
 
 
 def loss_of(batch: MicroBatch, total_weight: float, model: nn.Module, recipe: Recipe) -> Tensor:
@@ -510,15 +766,18 @@ def apply_gradient(
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """All gradients; of sparse ones, whose rows are summed first, the rows."""
     gradients = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                if parameter.grad.is_sparse:
-                    parameter.grad = parameter.grad.coalesce()
-                    gradients.append(parameter.grad.values())
-                else:
-                    gradients.append(parameter.grad)
+    for parameter in _with_gradients(optimizer):
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        else:
+            gradients.append(parameter.grad)
     return gradients
+
+
+def _with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [parameter for parameter in parameters if parameter.grad is not None]
 
 
 def fine_tune(
@@ -526,74 +785,125 @@ def fine_tune(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
-    lengths: np.ndarray,
-    get_batch: GetBatch,
-    max_tokens_per_batch: int,
-    evaluate: Callable[[], dict],
+    examples: Examples,
+    evaluate: Callable[[], dict | None],
     is_better: Callable[[dict, dict | None], bool],
     on_evaluation: Callable[[Progress, dict], None],
     on_best: Callable[[Progress, dict], None],
+    save: Callable[[Progress], None],
+    progress: Progress,
+    save_interval: int | None = None,
+    stop: StopSignals | None = None,
+    ranks: Ranks = ALONE,
 ) -> Progress:
-    """Train for `recipe.num_steps`, or until early stopping.
+    """Train from where `progress` is to `recipe.num_steps`, or to early stopping.
 
-    `lengths` [N] are the tokens of the training examples, and a forward pass takes at most
-    `max_tokens_per_batch` of them: fewer where the GPU's memory does not suffice. `evaluate`
-    gives the validation metrics; `on_best` is called first where they are the best so far, then
-    `on_evaluation` with the line for the metrics file. Raises TrainingError where the loss is no
-    number, or where a single example does not fit into memory.
+    A forward pass takes at most `progress.max_tokens_per_batch` tokens: fewer where the GPU's
+    memory does not suffice. `evaluate` gives the validation metrics, or None where a signal
+    broke it off; `on_best` is called first where they are the best so far, then `on_evaluation`
+    with the line for the metrics file. `save` is called every `save_interval` steps (without it
+    every ten minutes), at the end, and before a signal's Stopped is raised. Raises TrainingError
+    where the loss is no number, or where a single example does not fit into memory.
     """
-    progress = Progress(max_tokens_per_batch=max_tokens_per_batch)
-    epoch_steps = steps_per_epoch(len(lengths), recipe.examples_per_step)
+    stop = stop or StopSignals()
+    saves = _SaveTimes(save_interval, progress.step)
+    num_examples = len(examples.lengths)
+    epoch_steps = steps_per_epoch(num_examples, recipe.examples_per_step)
     on_gpu = next(model.parameters()).device.type == "cuda"
 
     def prepare(step: int) -> StepBatches:
-        indices = examples_of_step(len(lengths), recipe.examples_per_step, step, recipe.seed)
+        indices = examples_of_step(num_examples, recipe.examples_per_step, step, recipe.seed)
+        max_tokens = progress.max_tokens_per_batch
         batches = prepare_step(
-            recipe,
-            step,
-            indices,
-            lengths[indices],
-            progress.max_tokens_per_batch,
-            get_batch,
-            model.dropout_width,
+            recipe, step, indices, examples, max_tokens, model.dropout_width, ranks
         )
         return _pinned(batches) if on_gpu else batches
 
+    def take_step(batches: StepBatches, line: _ProgressLine) -> None:
+        started = time.perf_counter()
+        progress.learning_rate = _learning_rate(recipe, progress)
+        set_learning_rate(optimizer, progress.learning_rate)
+        model.train()
+        result = _step_within_memory(
+            model, optimizer, scaler, recipe, batches, prepare, progress, line, ranks
+        )
+        _count_step(progress, result, batches.num_examples)
+        evaluating = _evaluation_is_due(progress, recipe)
+        if not on_gpu or evaluating or len(progress.unsettled) >= UNSETTLED_STEPS:
+            _settle(progress)
+        progress.train_seconds += time.perf_counter() - started
+        line.show(progress, progress.step / epoch_steps)
+
+    def take_in(metrics: dict, line: _ProgressLine) -> None:
+        progress.lines.append(_metrics_line(progress, metrics, epoch_steps))
+        if is_better(metrics, progress.best):
+            progress.best, progress.best_step = metrics, progress.step
+            progress.evaluations_since_best = 0
+            on_best(progress, metrics)
+        else:
+            progress.evaluations_since_best += 1
+        on_evaluation(progress, progress.lines[-1])
+        line.say(_evaluation_sentence(progress, metrics))
+        progress.evaluated_step = progress.step
+        progress.losses.clear()
+
     steps = map(prepare, range(progress.step, recipe.num_steps))
     steps = prefetched(steps, PREFETCHED_STEPS) if on_gpu else steps
-    with _ProgressLine(recipe.num_steps) as line:
-        for batches in steps:
-            started = time.perf_counter()
-            rate = recipe.learning_rate * learning_rate_factor(
-                recipe.lr_schedule, progress.updates, recipe.num_steps, recipe.warmup_ratio
-            )
-            set_learning_rate(optimizer, rate)
-            model.train()
-            result = _step_within_memory(
-                model, optimizer, scaler, recipe, batches, prepare, progress, line
-            )
-            _count_step(progress, result, batches.num_examples)
-            evaluating = (
-                progress.step % recipe.eval_interval == 0 or progress.step == recipe.num_steps
-            )
-            if not on_gpu or evaluating or len(progress.unsettled) >= UNSETTLED_STEPS:
-                _settle(progress)
-            progress.train_seconds += time.perf_counter() - started
-            line.show(progress, rate, progress.step / epoch_steps)
-            if evaluating:
+    with _ProgressLine(recipe.num_steps, progress.step) as line, stop.deferred():
+        while True:
+            if _evaluation_is_due(progress, recipe):
                 metrics = evaluate()
-                if is_better(metrics, progress.best):
-                    progress.best, progress.best_step = metrics, progress.step
-                    progress.evaluations_since_best = 0
-                    on_best(progress, metrics)
-                else:
-                    progress.evaluations_since_best += 1
-                on_evaluation(progress, _metrics_line(progress, metrics, rate, epoch_steps))
-                line.say(_evaluation_sentence(progress, metrics))
-                progress.losses.clear()
-                if 0 < recipe.early_stopping <= progress.evaluations_since_best:
-                    break
-    return progress
+                if metrics is not None:
+                    take_in(metrics, line)
+            finished = _is_finished(progress, recipe)
+            stopping, saving = ranks.any(stop.received is not None, saves.due_at(progress.step))
+            if stopping or saving or (finished and saves.last_step < progress.step):
+                _settle(progress)
+                save(progress)
+                saves.note(progress.step)
+            if stopping:
+                raise Stopped(
+                    f"stopped by {stop.received or 'a signal to another rank'} after step "
+                    f"{progress.step}, which is saved"
+                )
+            if finished:
+                return progress
+            take_step(next(steps), line)
+
+
+class _SaveTimes:
+    """When a save is due: every `interval` steps, or for None every ten minutes."""
+
+    def __init__(self, interval: int | None, step: int):
+        self.interval = interval
+        self.note(step)
+
+    def note(self, step: int) -> None:
+        self.last_step, self.last_time = step, time.monotonic()
+
+    def due_at(self, step: int) -> bool:
+        if step == self.last_step:
+            return False
+        if self.interval is not None:
+            return step % self.interval == 0
+        return time.monotonic() - self.last_time >= SECONDS_BETWEEN_SAVES
+
+
+def _evaluation_is_due(progress: Progress, recipe: Recipe) -> bool:
+    at_interval = progress.step % recipe.eval_interval == 0 or progress.step == recipe.num_steps
+    return at_interval and progress.evaluated_step < progress.step
+
+
+def _is_finished(progress: Progress, recipe: Recipe) -> bool:
+    stopped_early = 0 < recipe.early_stopping <= progress.evaluations_since_best
+    return stopped_early or progress.step == recipe.num_steps
+
+
+def _learning_rate(recipe: Recipe, progress: Progress) -> float:
+    """The rate of the next update."""
+    return recipe.learning_rate * learning_rate_factor(
+        recipe.lr_schedule, progress.updates, recipe.num_steps, recipe.warmup_ratio
+    )
 
 
 def _step_within_memory(
@@ -605,15 +915,16 @@ def _step_within_memory(
     prepare: Callable[[int], StepBatches],
     progress: Progress,
     line: _ProgressLine,
+    ranks: Ranks,
 ) -> StepResult:
     """A step, in smaller micro-batches where memory does not suffice: the result is the same."""
     while True:
         if batches.max_tokens > progress.max_tokens_per_batch:
             batches = prepare(progress.step)
         try:
-            return train_step(model, optimizer, scaler, recipe, batches)
+            return train_step(model, optimizer, scaler, recipe, batches, ranks)
         except torch.OutOfMemoryError:
-            if len(batches.micro_batches) == batches.num_examples:
+            if all(len(batch.labels) == 1 for batch in batches.micro_batches):
                 raise TrainingError(
                     "out of GPU memory with one example a micro-batch: use "
                     "--gradient_checkpointing, a smaller --block_size or a larger GPU"
@@ -658,12 +969,12 @@ def _settle(progress: Progress) -> None:
         progress.losses.append(loss)
 
 
-def _metrics_line(progress: Progress, metrics: dict, rate: float, epoch_steps: int) -> dict:
+def _metrics_line(progress: Progress, metrics: dict, epoch_steps: int) -> dict:
     return {
         "step": progress.step,
         "epoch": progress.step / epoch_steps,
         "train_loss": float(np.mean(progress.losses)) if progress.losses else None,
-        "learning_rate": rate,
+        "learning_rate": progress.learning_rate,
         "skipped_steps": progress.skipped,
         "examples_per_second": progress.examples_per_second,
         "validation": metrics,
@@ -681,9 +992,11 @@ def _evaluation_sentence(progress: Progress, metrics: dict) -> str:
 class _ProgressLine:
     """A bar on a terminal; elsewhere some twenty plain lines a run."""
 
-    def __init__(self, num_steps: int):
-        self.num_steps = num_steps
-        self.bar = tqdm(total=num_steps, unit="step", disable=None, dynamic_ncols=True)
+    def __init__(self, num_steps: int, first_step: int):
+        self.num_steps, self.first_step = num_steps, first_step
+        self.bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
+        )
         self.plain_every = max(1, num_steps // PLAIN_LINES_PER_RUN)
         self.started = time.perf_counter()
 
@@ -693,8 +1006,8 @@ class _ProgressLine:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, progress: Progress, rate: float, epoch: float) -> None:
-        speed = progress.examples_per_second
+    def show(self, progress: Progress, epoch: float) -> None:
+        speed, rate = progress.examples_per_second, progress.learning_rate
         # The last loss looked at: showing must not make the host wait for a GPU.
         loss = progress.losses[-1] if progress.losses else math.nan
         if not self.bar.disable:
@@ -704,7 +1017,8 @@ class _ProgressLine:
             )
         elif progress.step % self.plain_every == 0 or progress.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
-            left = elapsed / progress.step * (self.num_steps - progress.step)
+            own_steps = progress.step - self.first_step
+            left = elapsed / own_steps * (self.num_steps - progress.step)
             self.say(
                 f"step {progress.step}/{self.num_steps}, epoch {epoch:.2f}: "
                 f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
@@ -715,18 +1029,212 @@ class _ProgressLine:
         sys.stdout.flush()
 
 
+def captured(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+) -> dict:
+    """All that a run depends on besides its command: what `restore` takes."""
+    assert not progress.unsettled, "a step that nobody has looked at may have diverged"
+    kept = {f.name: getattr(progress, f.name) for f in fields(progress) if f.name != "unsettled"}
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "progress": kept,
+        "random": _random_states(),
+    }
+
+
+def restore(
+    content: Mapping[str, dict],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Put model, optimizer, scaler and random states where `captured` found them."""
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    _set_random_states(content["random"])
+    return Progress(**content["progress"])
+
+
+def _random_states() -> dict:
+    """Of every generator there is, in types that load with `weights_only=True`."""
+    words = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (words[0], words[1].tolist(), *words[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def _set_random_states(states: Mapping[str, object]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+class Saves:
+    """NAME-last.pt in a run's folder, and the one before it as NAME-prev.pt."""
+
+    def __init__(self, folder: Path, name: str):
+        self.last, self.previous = folder / f"{name}-last.pt", folder / f"{name}-prev.pt"
+
+    def write(self, content: Mapping[str, object]) -> None:
+        """`content` as NAME-last.pt. At every instant one of the two is whole."""
+        partial = _written_beside(self.last, _torch_writer({"kind": SAVE_KIND} | dict(content)))
+        if self.last.exists():
+            os.replace(self.last, self.previous)
+        os.replace(partial, self.last)
+        _sync_folder(self.last.parent)
+
+    def newest(self) -> tuple[Path, dict] | None:
+        """The newest whole save and its content; says so where one is damaged.
+
+        None where there is no save. Raises RunError where all that there are are damaged.
+        """
+        damages = []
+        for path in (self.last, self.previous):
+            try:
+                if path.exists():
+                    return path, read_save(path)
+            except RunError as error:
+                print(f"note: {error}; looking for the save before it")
+                damages.append(path.name)
+        if damages:
+            raise RunError(
+                f"{self.last.parent}: no save is whole ({', '.join(damages)}): remove them to "
+                "begin anew"
+            )
+        return None
+
+
+def read_save(path: Path) -> dict:
+    """The content of a save. Raises RunError where it is damaged, or no save."""
+    content = read_whole(path)
+    if not isinstance(content, dict) or content.get("kind") != SAVE_KIND:
+        raise RunError(f"{path}: not a save to resume from")
+    return content
+
+
+def read_whole(path: Path) -> object:
+    """The content of a torch file whose every byte is as it was written.
+
+    A torch file is a zip with a CRC-32 of every record, which `torch.load` does not look at.
+    Raises RunError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        reason = f"record {damaged} has another checksum than it was written with"
+    except FileNotFoundError:
+        reason = "no such file"
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError) as error:
+        reason = _first_line(error)
+    except (EOFError, ValueError, KeyError, NotImplementedError, OSError) as error:
+        reason = _first_line(error)
+    raise RunError(f"{path}: can't be loaded ({reason})")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Make `folder` where it is not there, and keep others from running in it meanwhile.
+
+    Raises RunError where another process does. A folder in which nothing was left is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with open(lock, "a+", encoding="utf-8") as file:
+        _lock(file, folder)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [lock.name]:
+                    lock.unlink()
+                    folder.rmdir()
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """The kernel gives the lock back when its process ends, however it ends; on a file system
+    without locks a run goes on without."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise RunError(
+            f"{folder}: {owner} is running here; wait for it, or use another --out_dir"
+        ) from None
+    except OSError as error:
+        print(f"note: {folder} can't be locked ({error.strerror}): don't start two runs in it")
+    else:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+
+
 def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside `path`, sync and rename: a reader sees the old file or the whole new one."""
+    os.replace(_written_beside(path, write), path)
+    _sync_folder(path.parent)
+
+
+def _written_beside(path: Path, write: Callable[[Path], None]) -> Path:
+    """The synced file that is to become `path`; nothing of it is left where that fails."""
     partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        write(partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    return partial
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename survives a power cut once its folder is synced; not all file systems can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, object]) -> None:
     """A torch file that loads with `weights_only=True`."""
-    save_atomically(path, lambda partial: torch.save(dict(content), partial))
+    save_atomically(path, _torch_writer(content))
+
+
+def _torch_writer(content: Mapping[str, object]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        # Through Python's file, whose errors tell a full disk; torch's own words hide it.
+        try:
+            with open(path, "wb") as file:
+                torch.save(dict(content), file)
+        except RuntimeError as error:
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
+            raise
+
+    return write
 
 
 def save_json(path: Path, content: object) -> None:

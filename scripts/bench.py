@@ -103,7 +103,7 @@ class Ours(Contestant):
             compile_trunk(self.model.pretrained_model)
         indices = np.arange(min(contest.pairs, 256))
         self.max_tokens = training.find_max_tokens(
-            self.model, self.recipe, self.stream.lengths[indices], self.stream.batch
+            self.model, self.recipe, self.stream.examples(indices)
         )
         self.sample(3)
         warm_up(self.sample)
@@ -130,17 +130,15 @@ class Ours(Contestant):
 
     def _next_step(self) -> tuple[training.StepBatches, int]:
         indices = self.stream.next_indices()
-        lengths = self.stream.lengths[indices]
         batches = training.prepare_step(
             self.recipe,
             self.stream.step,
             indices,
-            lengths,
+            self.stream.examples(),
             self.max_tokens,
-            self.stream.batch,
             self.model.dropout_width,
         )
-        return batches, int(lengths.sum())
+        return batches, int(self.stream.lengths[indices].sum())
 
     def _timed_step(self) -> dict[str, float]:
         clock = Clock(self.device)
@@ -208,6 +206,9 @@ class Pairs:
         self.step += 1
         first = (self.step - 1) * self.pairs % len(self.lengths)
         return np.arange(first, first + self.pairs)
+
+    def examples(self, indices: np.ndarray | slice = slice(None)) -> training.Examples:
+        return training.Examples(self.lengths[indices], self.split.labels[indices], self.batch)
 
     def batch(self, indices: np.ndarray) -> tuple[PackedRow, torch.Tensor]:
         ids, lengths, labels = pack(self.split, indices)
@@ -332,12 +333,16 @@ class Runner:
 
     def __init__(self, name: str, contest: Contest):
         self.name, self.contest = name, contest
+        self.process = None
+
+    def start(self) -> None:
+        """Returns when the contestant is warm: building it beside a measurement would disturb."""
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(name, contest, other), daemon=True)
+        arguments = (self.name, self.contest, other)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         other.close()
-        # Built one after the other: compiling beside a measurement would disturb it.
         self._answered(self.connection.recv)
 
     @property
@@ -348,6 +353,9 @@ class Runner:
         return f"{self.name}, {', '.join(extras)}"
 
     def ask(self, method: str, *arguments: object) -> dict:
+        if self.process is None:
+            say(f"starting {self.label}")
+            self.start()
         self._answered(lambda: self.connection.send((method, *arguments)))
         return self._answered(self.connection.recv)
 
@@ -365,6 +373,7 @@ class Runner:
     def stop(self) -> None:
         self.connection.send(None)
         self.process.join()
+        self.process = None
 
 
 def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Contest]]:
@@ -373,7 +382,7 @@ def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Conte
     on_gpu = arguments.device == "cuda"
     # A CPU computes float16 no faster than float32.
     dtypes = ("bfloat16", "float16", "float32") if on_gpu else ("bfloat16", "float32")
-    # At full size all of them together need some 40 GB and half an hour on a CPU.
+    # At full size all of them need an hour on a CPU.
     everyone = on_gpu or arguments.size == "tiny" or arguments.everyone
     dtypes = dtypes if everyone else ("bfloat16",)
     chosen = [("ours", Contest(**base, dtype=dtype)) for dtype in dtypes]
@@ -393,15 +402,18 @@ def say(what: str) -> None:
 
 def measure_steps(arguments: argparse.Namespace, pairs: int) -> dict:
     """All contestants in turn, `rounds` times; medians, and what they come to."""
-    runners = []
-    for name, contest in contests(arguments, pairs):
-        say(f"starting {name}, {contest.dtype}")
-        runners.append(Runner(name, contest))
+    runners = [Runner(name, contest) for name, contest in contests(arguments, pairs)]
+    # At full size a CPU's memory does not hold all of them at once.
+    together = arguments.device == "cuda" or arguments.size == "tiny"
     samples: dict[str, list[dict]] = {runner.label: [] for runner in runners}
+    memory: dict[str, dict] = {}
     for number in range(arguments.rounds):
         for runner in runners:
             say(f"round {number + 1} of {arguments.rounds}: {runner.label}")
             samples[runner.label].append(runner.ask("sample", SAMPLE_STEPS[arguments.device]))
+            memory[runner.label] = runner.ask("memory")
+            if not together:
+                runner.stop()
     first = runners[0]
     result = {
         "pairs": pairs,
@@ -410,10 +422,11 @@ def measure_steps(arguments: argparse.Namespace, pairs: int) -> dict:
         **first.ask("padding"),
     }
     for runner in runners:
-        result["contestants"][runner.label] = runner.ask("memory") | _summary(
+        result["contestants"][runner.label] = memory[runner.label] | _summary(
             runner, samples[runner.label], non_embedding_parameters(arguments.size)
         )
-        runner.stop()
+        if runner.process is not None:
+            runner.stop()
     _add_ratios(result["contestants"], arguments.device)
     return result
 

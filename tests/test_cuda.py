@@ -22,6 +22,8 @@ import training
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTFlexAttention, PackedRow, compile_trunk
 from training import (
+    Examples,
+    Progress,
     Recipe,
     autocast,
     configure_optimizers,
@@ -277,13 +279,17 @@ class Data:
     def __init__(self, count):
         generator = np.random.default_rng(0)
         self.lengths = generator.integers(20, 200, count)
-        self.examples = examples_of(self.lengths.tolist())
+        self.rows = examples_of(self.lengths.tolist())
         self.labels = torch.from_numpy(generator.integers(0, 3, count))
 
     def get_batch(self, positions):
-        examples = [self.examples[i] for i in positions]
-        lengths = [len(example) for example in examples]
-        return PackedRow.of(torch.cat(examples), lengths, multiple=128), self.labels[positions]
+        rows = [self.rows[i] for i in positions]
+        lengths = [len(row) for row in rows]
+        return PackedRow.of(torch.cat(rows), lengths, multiple=128), self.labels[positions]
+
+    @property
+    def examples(self):
+        return Examples(self.lengths, self.labels.cpu().numpy(), self.get_batch)
 
 
 def recipe_of(data, **changes):
@@ -303,13 +309,13 @@ def tuned(model, data, max_tokens, **changes):
         configure_optimizers(DEVICE.type, model),
         no_scaler(),
         recipe_of(data, **changes),
-        lengths=data.lengths,
-        get_batch=data.get_batch,
-        max_tokens_per_batch=max_tokens,
+        data.examples,
         evaluate=lambda: {"accuracy": 0.5, "macro_f1": 0.5, "loss": 1.0},
         is_better=lambda new, best: best is None,
         on_evaluation=lambda progress, line: None,
         on_best=lambda progress, metrics: None,
+        save=lambda progress: None,
+        progress=Progress(max_tokens_per_batch=max_tokens),
     )
     return progress, torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
 
@@ -358,12 +364,12 @@ def test_a_step_of_the_tokens_found_fits_into_memory(model, dtype, monkeypatch):
     model.train()
     optimizer = configure_optimizers(DEVICE.type, model)
     with gpu_memory_of(torch.cuda.memory_reserved(DEVICE) + (1 << 30), monkeypatch):
-        max_tokens = find_max_tokens(model, recipe, data.lengths, data.get_batch)
+        max_tokens = find_max_tokens(model, recipe, data.examples)
         assert 1000 < max_tokens < data.lengths.sum(), "memory must be what decides"
         assert all(parameter.grad is None for parameter in model.parameters())
         indices = np.arange(len(data.lengths))
         width = model.dropout_width
-        batches = prepare_step(recipe, 0, indices, data.lengths, max_tokens, data.get_batch, width)
+        batches = prepare_step(recipe, 0, indices, data.examples, max_tokens, width)
         result = train_step(model, optimizer, no_scaler(), recipe, batches)
     assert torch.isfinite(result.loss)
 
@@ -420,7 +426,7 @@ def test_a_step_does_not_make_the_host_wait(model, backend, class_weights):
     optimizer = configure_optimizers(DEVICE.type, model)
     width = model.dropout_width
     indices = np.arange(len(data.lengths))
-    batches = prepare_step(recipe, 0, indices, data.lengths, 800, data.get_batch, width)
+    batches = prepare_step(recipe, 0, indices, data.examples, 800, width)
     batches = training._pinned(batches)
     assert len(batches.micro_batches) > 1
     # Compiling, first moments and constants are made once and may wait.

@@ -269,7 +269,7 @@ def test_order_of_a_run(assets, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, wrapped)
 
-    def evaluation(model, split, classes, dtype, batch_size, max_batches=None):
+    def evaluation(model, split, classes, dtype, batch_size, max_batches=None, *_, **__):
         return ("test" if len(split) == 18 else "validation", max_batches)
 
     spy(finetune, "evaluate_split", evaluation)
@@ -380,7 +380,8 @@ def test_the_flags_reach_the_recipe():
     args, problems = finetune.parse_arguments(words.split())
     assert not problems
     labels = np.array([0] * 20 + [1] * 8 + [2] * 12)
-    recipe = finetune.make_recipe(args, labels, 3, torch.float32)
+    step_examples = finetune.examples_per_step(args, world_size=1, save=None)
+    recipe = finetune.make_recipe(args, labels, 3, torch.float32, step_examples)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert recipe.class_weights == pytest.approx(tuple(expected))
     assert (recipe.examples_per_step, recipe.num_steps, recipe.eval_interval) == (15, 6, 1)

@@ -16,7 +16,9 @@ from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
     MAX_SKIPPED_IN_A_ROW,
     MAX_TOKENS,
+    Examples,
     MicroBatch,
+    Progress,
     Recipe,
     RowAdamW,
     StepBatches,
@@ -82,6 +84,10 @@ class Data:
         rows = [self.rows[i] for i in positions]
         row = PackedRow.of(torch.cat(rows), [len(row) for row in rows], multiple=16)
         return row, self.labels[positions]
+
+    @property
+    def examples(self) -> Examples:
+        return Examples(self.lengths, self.labels.numpy(), self.get_batch)
 
 
 def recipe_of(**changes) -> Recipe:
@@ -330,13 +336,13 @@ class Run:
             self.optimizer,
             scaler or no_scaler(),
             recipe,
-            self.data.lengths,
-            self.data.get_batch,
-            max_tokens_per_batch,
+            self.data.examples,
             evaluate,
             lambda new, best: is_better("accuracy", new["accuracy"], best and best["accuracy"]),
             on_evaluation=lambda progress, line: self.calls.append(("line", line)),
             on_best=lambda progress, _: self.calls.append(("best", progress.step)),
+            save=lambda progress: None,
+            progress=Progress(max_tokens_per_batch=max_tokens_per_batch),
         )
 
     @property
@@ -660,7 +666,7 @@ def test_configured_embeddings_have_sparse_gradients_and_their_own_rate(model, e
 
 def step_of(data, recipe, max_tokens=1 << 20, step=0, width=16) -> StepBatches:
     indices = np.arange(len(data.rows))
-    return prepare_step(recipe, step, indices, data.lengths, max_tokens, data.get_batch, width)
+    return prepare_step(recipe, step, indices, data.examples, max_tokens, width)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
@@ -881,7 +887,8 @@ def on_meta(layers: int, width: int) -> GPTClassification:
 
 def test_a_cpus_micro_batches_shrink_with_width_layers_and_bytes():
     def found(layers, width, dtype=torch.float32):
-        return find_max_tokens(on_meta(layers, width), recipe_of(dtype=dtype), np.array([8]), None)
+        examples = Examples(np.array([8]), np.array([0]), None)
+        return find_max_tokens(on_meta(layers, width), recipe_of(dtype=dtype), examples)
 
     base = found(12, 768)
     assert found(12, 1536) == pytest.approx(base / 2, abs=1)
