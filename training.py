@@ -1184,6 +1184,8 @@ def _lock(file: TextIO, folder: Path) -> None:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        for half in folder.glob("*.partial"):
+            half.unlink()
 
 
 def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
