@@ -2,9 +2,8 @@
 
     python tests/kills.py [--kills 50] [--seed 0] [--folder F]
 
-A kill is a SIGKILL. It comes at a random moment of training: about a third of them while a file
-is written, since the run saves every other step. What has to be the same is every weight, the
-metrics file and results.json, times aside.
+A kill is a SIGKILL. It comes at a random moment of training, every other one while a file is
+written. What has to be the same is every weight, the metrics file and results.json, times aside.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ def command(assets: types.SimpleNamespace, out_dir: Path, kills: int) -> list[st
     return small_run.command(assets, out_dir, *CHANGES, "--max_steps", STEPS_PER_KILL * kills)
 
 
-def start(words: list[str], log: Path) -> subprocess.Popen:
+def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
     """The command as a user gives it, its output added to `log`."""
     with open(log, "ab") as output:
         return subprocess.Popen(
             [sys.executable, PROJECT / "finetune_hindi_xnli.py", *words],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
         )
 
 
@@ -61,6 +60,11 @@ def wait_for(text: str, log: Path, process: subprocess.Popen, start_at: int = 0)
             return False
         time.sleep(0.01)
     raise TimeoutError(f"no {text!r} within {START_LIMIT_S} s:\n{log.read_text()}")
+
+
+def wait_for_a_write(out_dir: Path, process: subprocess.Popen) -> None:
+    while process.poll() is None and not next(out_dir.glob("*.partial"), None):
+        time.sleep(0.0002)
 
 
 def outcome(out_dir: Path) -> dict:
@@ -102,6 +106,8 @@ def kill_and_resume(words: list[str], out_dir: Path, kills: int, seed: int) -> C
         process = start(words, log)
         if wait_for("training on", log, process, begin):
             time.sleep(choice.uniform(0, 0.5))
+            if choice.random() < 0.5:
+                wait_for_a_write(out_dir, process)
         if process.poll() is not None:
             hits["found it finished"] += 1
             assert process.returncode == 0, log.read_text()
