@@ -647,11 +647,10 @@ def fine_tuned_path(args: argparse.Namespace) -> Path:
 
 
 def _run_files(args: argparse.Namespace) -> list[str]:
-    """Names of what an earlier run left in --out_dir."""
-    folder, name = Path(args.out_dir), run_name(args)
-    names = [f"{name}-ckpt.pt", f"{name}-last.pt", f"{name}-prev.pt"]
-    names += ["config.yaml", "metrics.jsonl", "results.json"]
-    return [name for name in names if (folder / name).exists()]
+    """Names of what an earlier run left in --out_dir, where it got as far as a model."""
+    patterns = ("*-ckpt.pt", "*-last.pt", "*-prev.pt", "results.json")
+    found = (path.name for pattern in patterns for path in Path(args.out_dir).glob(pattern))
+    return sorted(found)
 
 
 def _require_no_run(args: argparse.Namespace) -> None:
@@ -972,24 +971,27 @@ def evaluate_split(
     ranks: Ranks = ALONE,
     stop: StopSignals | None = None,
 ) -> dict | None:
-    """Metrics on a whole split, or on its first batches of the longest rows.
+    """Metrics on a whole split, or on every rank's first batches of the longest rows.
 
     Every row is computed by one rank. Where a GPU's memory does not hold `max_tokens` at once,
     half of them are tried. None where a noted signal broke it off on some rank.
     """
-    groups = cut_by_tokens(split.lengths, max_tokens)[:max_batches]
+    share = ranks.share_of(split.lengths)
+    cuts = cut_by_tokens(split.lengths[share], max_tokens)[:max_batches]
+    own = [share[cut] for cut in cuts if len(cut)]
     model.eval()
-    own = groups[ranks.rank :: ranks.world_size]
     own_logits = _logits_within_memory(model, split, own, len(classes), dtype, stop)
     broken_off = stop is not None and stop.received is not None
     if ranks.any(broken_off)[0]:
         return None
-    logits = torch.zeros(len(split), len(classes))
+    # What other ranks compute is zero here: the sum is exact.
+    logits, computed = torch.zeros(len(split), len(classes)), torch.zeros(len(split))
     if own:
-        logits[torch.from_numpy(np.concatenate(own))] = own_logits
-    logits = ranks.sum_over_all(logits)
-    rows = np.concatenate(groups)
-    return classification_metrics(logits[rows], np.asarray(split.labels)[rows], classes)
+        own_rows = torch.from_numpy(np.concatenate(own))
+        logits[own_rows], computed[own_rows] = own_logits, 1.0
+    rows = ranks.sum_over_all(computed).nonzero()[:, 0]
+    logits = ranks.sum_over_all(logits)[rows]
+    return classification_metrics(logits, np.asarray(split.labels)[rows.numpy()], classes)
 
 
 def _logits_within_memory(
@@ -1371,9 +1373,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
     set_up_libraries()
-    rank = int(os.environ.get("RANK", 0)) if os.environ.get("RANK", "0").isdigit() else 0
     try:
-        with StopSignals() as stop, _printing_by(rank):
+        with StopSignals() as stop, _only_first_rank_prints():
             args, problems = parse_arguments(argv)
             with joined_ranks(_wants_gpu(args)) as ranks:
                 run(args, check_inputs(args, problems, ranks, stop))
@@ -1404,13 +1405,16 @@ def _wants_gpu(args: argparse.Namespace) -> bool:
 
 
 @contextlib.contextmanager
-def _printing_by(rank: int) -> Iterator[None]:
-    """Only the first rank tells what is going on."""
-    if rank == 0:
+def _only_first_rank_prints() -> Iterator[None]:
+    if not _among_several() or os.environ.get("RANK") == "0":
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _among_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def end_process(code: int) -> None:
@@ -1418,7 +1422,7 @@ def end_process(code: int) -> None:
     does at its end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if code != 0 and os.environ.get("WORLD_SIZE", "1") != "1":
+    if code != 0 and _among_several():
         os._exit(code)
     sys.exit(code)
 

@@ -95,13 +95,17 @@ def assert_same_run(one: dict, two: dict, atol: float = 1e-5) -> None:
         assert line["validation"]["confusion"] == other["validation"]["confusion"]
 
 
-@pytest.mark.parametrize("changes", [(), ALL_TOGETHER], ids=["plain", "weights and dropout"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param((), id="plain", marks=pytest.mark.long), pytest.param(ALL_TOGETHER, id="all")],
+)
 def test_two_ranks_give_the_weights_of_one_process(changes, assets, tmp_path):
     one = alone(assets, tmp_path / "one", 10, *changes)
     two = together(assets, tmp_path / "two", 2, 5, *changes)
     assert_same_run(one, two)
 
 
+@pytest.mark.long
 def test_three_ranks_share_steps_of_one_example(assets, tmp_path):
     """36 pairs in steps of 35 leave one for the last: two ranks have nothing to do but wait."""
     changes = ("--max_steps", 4, "--eval_interval", 2)
@@ -110,6 +114,7 @@ def test_three_ranks_share_steps_of_one_example(assets, tmp_path):
     assert_same_run(one, three)
 
 
+@pytest.mark.long
 def test_torchrun_starts_the_ranks(assets, tmp_path):
     one = alone(assets, tmp_path / "one", 10)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -132,7 +137,7 @@ def running(assets, tmp_path, ranks: int = 2) -> Started:
     return started
 
 
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize("dying", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_rank_that_dies_ends_the_others_with_the_reason(dying, assets, tmp_path):
     started = running(assets, tmp_path)
     started.processes[dying].kill()
@@ -144,7 +149,7 @@ def test_a_rank_that_dies_ends_the_others_with_the_reason(dying, assets, tmp_pat
     assert "another rank has ended or can't be reached" in told, told
 
 
-@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("signalled", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(signalled, assets, tmp_path):
     started = running(assets, tmp_path)
     started.processes[signalled].send_signal(signal.SIGUSR1)
@@ -154,6 +159,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(signalled, assets, tmp_
     assert f"after step {step}, which is saved" in started.texts()[0]
 
 
+@pytest.mark.long
 def test_a_resumed_run_on_another_number_of_ranks_keeps_its_steps(assets, tmp_path):
     """Saved half way by two ranks, it goes on with one and with five; four can't share it."""
     one = alone(assets, tmp_path / "one", 10)
@@ -182,6 +188,7 @@ def test_problems_of_all_ranks_are_told_once(assets, tmp_path):
     assert sorted(line.split()[1] for line in first.splitlines()) == ["--n_head", "unknown"]
 
 
+@pytest.mark.long
 def test_ranks_that_read_different_data_are_refused(assets, tmp_path):
     """As where nodes have folders of their own."""
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -229,3 +236,12 @@ def test_results_of_ranks_are_plain_json(assets, tmp_path):
     together(assets, tmp_path / "out", 2, 5, "--max_steps", 2)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["steps"] == 2 and results["validation"]["examples"] == 15
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_give_the_weights_of_one(assets, tmp_path):
+    changes = ("--device", "cuda", "--dtype", "float32")
+    one = alone(assets, tmp_path / "one", 10, *changes)
+    two = together(assets, tmp_path / "two", 2, 5, *changes)
+    assert_same_run(one, two, atol=1e-4)

@@ -536,3 +536,21 @@ def test_a_resumed_step_keeps_its_examples():
     args.batch_size = 4
     with pytest.raises(training.RunError, match="5 ranks can't share evenly"):
         finetune.examples_per_step(args, 5, save)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_resumed_run_on_cuda_comes_near_an_uninterrupted_one(
+    dtype, assets, tmp_path, signal_at, record_property
+):
+    """Sums on a GPU come in any order: the weights go the same way, not to the same bit."""
+    changes = ("--device", "cuda", "--dtype", dtype)
+    assert run(assets, tmp_path / "whole", *changes) == 0
+    stopped_run(assets, tmp_path / "stopped", signal_at, 7, *changes)
+    assert run(assets, tmp_path / "stopped", *changes) == 0
+    whole, resumed = (kills.outcome(tmp_path / name) for name in ("whole", "stopped"))
+    one, two = (torch.cat([t.flatten() for t in o["last"].values()]) for o in (whole, resumed))
+    apart = float((one - two).norm() / one.norm())
+    record_property("relative difference of the weights", apart)
+    assert apart < 1e-3
