@@ -15,7 +15,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import shutil
@@ -31,12 +30,16 @@ import yaml
 from torch import Tensor
 
 import demo_grammar
-from evaluation import (
-    METRICS,
-    EvaluationError,
-    classification_metrics,
-    is_better,
-    predict_logits,
+from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
+from evaluation import METRICS, EvaluationError, is_better
+from inference import (
+    DTYPES,
+    EVALUATION_TOKENS,
+    device_of,
+    dtype_of,
+    evaluate_split,
+    packed_rows,
+    read_fine_tuned,
 )
 from load_checkpoint_helper import (
     FINE_TUNED_KIND,
@@ -55,7 +58,6 @@ from model import (
     GPTConfig,
     PackedRow,
     compile_trunk,
-    row_multiple,
 )
 from training import (
     ALONE,
@@ -70,11 +72,9 @@ from training import (
     Stopped,
     StopSignals,
     TrainingError,
-    autocast,
     balanced_class_weights,
     captured,
     configure_optimizers,
-    cut_by_tokens,
     find_max_tokens,
     fine_tune,
     joined_ranks,
@@ -99,15 +99,11 @@ from xnli_data import (
     cuts_vowel_signs,
     load_encoded,
     load_pair_encoding,
-    pack,
     pair_encoding,
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 SELF_CHECK_TEXTS = 256
-# Tokens of a forward pass without gradients, which needs little memory.
-EVALUATION_TOKENS = 16384
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
@@ -115,23 +111,7 @@ PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
 EXIT_STOPPED = 75
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One line of the command line: `kind` is int, float, str or bool; `count` as argparse's
-    nargs; `low` and `high` are inclusive bounds, `above` an exclusive one."""
-
-    name: str
-    kind: type
-    default: object
-    help: str
-    choices: tuple[str, ...] | None = None
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    count: int | str | None = None
-
-
-FLAGS: dict[str, tuple[Flag, ...]] = {
+FLAGS: FlagGroups = {
     "data": (
         Flag(
             "dataset",
@@ -245,6 +225,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("wandb_log", bool, False, "log to Weights & Biases"),
     ),
 }
+DESCRIPTION = "Fine-tune a pretrained GPT checkpoint on Hindi XNLI."
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
 # What a step is in examples is compared by itself: ranks have a part in it.
 STEP_FLAGS = ("batch_size", "gradient_accumulation_steps")
@@ -258,158 +239,11 @@ RESULT_FLAGS = [
 RESULT_FLAGS += ["random_init", "embedding_update"]
 
 
-class UsageError(ValueError):
-    """What was asked can't be done; one problem a line."""
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
-
-
 def parse_arguments(
     argv: Sequence[str] | None = None,
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Flags over YAML over defaults, and all that is wrong with them.
-
-    A wrong value's place is taken by the default, so that the rest can be checked too.
-    """
-    words = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
-    arguments, problems = _parse_words(parser, words)
-    if arguments.config is not None:
-        recipe, recipe_problems = _read_recipe(Path(arguments.config))
-        parser.set_defaults(**recipe)
-        arguments, _ = _parse_words(parser, words)
-        problems += recipe_problems
-    for group in FLAGS.values():
-        for flag in group:
-            wrong = _problems_of(flag, getattr(arguments, flag.name))
-            if wrong:
-                setattr(arguments, flag.name, flag.default)
-                problems += wrong
-    return arguments, problems
-
-
-def _parse_words(
-    parser: argparse.ArgumentParser, words: list[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """argparse stops at the first flag without its value: leave that one out and go on."""
-    problems = []
-    while True:
-        try:
-            arguments, unknown = parser.parse_known_args(words)
-        except argparse.ArgumentError as error:
-            problems.append(f"{error.argument_name}: {error.message}")
-            words = _without_flag(words, error.argument_name.split("/"))
-        else:
-            return arguments, problems + [f"unknown argument {w}; see --help" for w in unknown]
-
-
-def _without_flag(words: list[str], names: list[str]) -> list[str]:
-    kept, dropping = [], False
-    for word in words:
-        if word.startswith("-"):
-            dropping = word.split("=")[0] in names
-        if not dropping:
-            kept.append(word)
-    return kept
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Fine-tune a pretrained GPT checkpoint on Hindi XNLI.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", metavar="YAML", help="a recipe; flags override it")
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags:
-            group.add_argument(f"--{flag.name}", **_argparse_options(flag))
-    return parser
-
-
-def _argparse_options(flag: Flag) -> dict[str, object]:
-    default = " ".join(flag.default) if isinstance(flag.default, list) else flag.default
-    options = {"default": flag.default, "help": f"{flag.help} (default: {default})"}
-    if flag.kind is bool:
-        return options | {"action": argparse.BooleanOptionalAction}
-    metavar = "|".join(flag.choices) if flag.choices else flag.kind.__name__.upper()
-    return options | {"type": _lenient(flag.kind), "metavar": metavar, "nargs": flag.count}
-
-
-def _lenient(kind: type) -> Callable[[str], object]:
-    """A wrong number stays a string, so that it is reported with all other problems."""
-
-    def convert(text: str) -> object:
-        try:
-            return kind(text)
-        except ValueError:
-            return text
-
-    return convert
-
-
-def _read_recipe(path: Path) -> tuple[dict, list[str]]:
-    """The values of a YAML file as the flags take them, and what is wrong with the file."""
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        return {}, [f"--config {path}: can't be read ({reason})"]
-    if not isinstance(recipe, dict):
-        return {}, [f"--config {path}: expected a mapping of flags to values"]
-    flags = {flag.name: flag for group in FLAGS.values() for flag in group}
-    unknown = [str(key) for key in recipe if key not in flags]
-    problems = [f"--config {path}: unknown key {key}; keys are the flags" for key in unknown]
-    known = {key: value for key, value in recipe.items() if key in flags and value is not None}
-    return {key: _recipe_value(flags[key], value) for key, value in known.items()}, problems
-
-
-def _recipe_value(flag: Flag, value: object) -> object:
-    """What does not fit the flag stays as it is, to be reported with all other problems."""
-    if flag.kind is bool:
-        return value
-    if flag.count is not None:
-        return value if isinstance(value, list) else [value]
-    # YAML takes 1e-4 for a string, and a folder called 2024 for a number.
-    return value if isinstance(value, bool | list | dict) else _lenient(flag.kind)(str(value))
-
-
-def _problems_of(flag: Flag, value: object) -> list[str]:
-    if value is None:
-        return []
-    said = f"--{flag.name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-    expected = _expected_instead(flag, value)
-    if expected is not None:
-        return [f"{said}: expected {expected}"]
-    bounds = [
-        (flag.low, "at least", lambda bound: value >= bound),
-        (flag.high, "at most", lambda bound: value <= bound),
-        (flag.above, "more than", lambda bound: value > bound),
-    ]
-    return [
-        f"{said}: expected {words} {bound}"
-        for bound, words, holds in bounds
-        if bound is not None and not holds(bound)
-    ]
-
-
-def _expected_instead(flag: Flag, value: object) -> str | None:
-    """What should stand where `value` does, or None where it is of the flag's kind."""
-    if flag.choices is not None:
-        return None if value in flag.choices else " or ".join(flag.choices)
-    if flag.kind is bool:
-        return None if isinstance(value, bool) else "true or false"
-    if flag.count is not None:
-        right_count = len(value) == flag.count or (flag.count == "+" and value)
-        right = right_count and all(isinstance(word, str) and word for word in value)
-        return None if right else f"{'some' if flag.count == '+' else flag.count} names"
-    if flag.kind is str:
-        return None if isinstance(value, str) and value else "a name or path"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "a whole number" if flag.kind is int else "a number"
-    return None if isinstance(value, int) or math.isfinite(value) else "a finite number"
+    """Flags over YAML over defaults, and all that is wrong with them."""
+    return parse_flags(DESCRIPTION, FLAGS, argv)
 
 
 @dataclass
@@ -455,14 +289,16 @@ def check_inputs(
         return None
 
     # The login node that fetches for a GPU job has no GPU itself.
-    device = torch.device("cpu") if args.prepare_only else attempt(lambda: _device(args, ranks))
+    device = (
+        torch.device("cpu") if args.prepare_only else attempt(lambda: device_of(args.device, ranks))
+    )
     if device is not None and not args.prepare_only:
         attempt(lambda: _check_attention(args, device))
     attempt(lambda: _check_loggers(args))
     attempt(lambda: _check_folders(args))
     if args.resume == "never" and not (args.prepare_only or args.eval_only):
         attempt(lambda: _require_no_run(args))
-    saved = attempt(lambda: _read_fine_tuned(args)) if args.eval_only else None
+    saved = attempt(lambda: _read_best(args)) if args.eval_only else None
     inspected = None if args.eval_only else attempt(lambda: _inspect_for(args))
     info, trunk = inspected or (None, None)
     encoding = attempt(lambda: _encoding_for(args, saved)) if saved or not args.eval_only else None
@@ -475,50 +311,8 @@ def check_inputs(
     everyones = dict.fromkeys(p for of_rank in ranks.gathered(problems) for p in of_rank)
     if everyones:
         raise UsageError(list(everyones) if ranks.is_first else [])
-    dtype = _dtype(args, device)
+    dtype = dtype_of(args.dtype, device)
     return Inputs(encoding, device, dtype, info, saved, trunk, ranks, stop or StopSignals())
-
-
-def _device(args: argparse.Namespace, ranks: Ranks = ALONE) -> torch.device:
-    device = _named_device(args)
-    if device.type == "cpu" or ranks.world_size == 1:
-        return device
-    if device.index is not None:
-        raise UsageError([f"--device {args.device}: every rank has its own GPU; say cuda"])
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise UsageError(
-            [
-                f"LOCAL_RANK {ranks.local_rank}: only {torch.cuda.device_count()} GPUs here; "
-                "start one process a GPU"
-            ]
-        )
-    return torch.device("cuda", ranks.local_rank)
-
-
-def _named_device(args: argparse.Namespace) -> torch.device:
-    if args.device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(args.device)
-    except RuntimeError as error:
-        raise UsageError([f"--device {args.device}: expected cpu, cuda or cuda:N"]) from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError([f"--device {args.device}: expected cpu, cuda or cuda:N"])
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            [
-                f"--device {args.device}: no CUDA device here; ask the scheduler for a GPU, "
-                "or say --device cpu"
-            ]
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError([f"--device {args.device}: only {torch.cuda.device_count()} here"])
-    return device
-
-
-def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    return DTYPES[name]
 
 
 def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
@@ -527,7 +321,7 @@ def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
         problems.append(
             f"--attention {args.attention}: has no backward pass on a CPU; leave the flag out"
         )
-    if args.attention == "varlen" and _dtype(args, device) is torch.float32:
+    if args.attention == "varlen" and dtype_of(args.dtype, device) is torch.float32:
         problems.append("--attention varlen: needs --dtype bfloat16 or float16")
     if problems:
         raise UsageError(problems)
@@ -622,14 +416,11 @@ def _encoding_for(args: argparse.Namespace, saved: dict | None) -> PairEncoding:
     )
 
 
-def _read_fine_tuned(args: argparse.Namespace) -> dict:
+def _read_best(args: argparse.Namespace) -> dict:
     path = fine_tuned_path(args)
     if not path.exists():
         raise UsageError([f"--eval_only: no {path}; fine-tune first, or correct --out_dir"])
-    saved = read_whole(path)
-    if not isinstance(saved, dict) or saved.get("kind") != FINE_TUNED_KIND:
-        raise UsageError([f"{path}: not a fine-tuned checkpoint of this project"])
-    return saved
+    return read_fine_tuned(path)
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -707,7 +498,7 @@ def load_pretrained_model(
     """
     args = argparse.Namespace(**(DEFAULTS | vars(args)))
     if inputs is None:
-        device = _device(args)
+        device = device_of(args.device)
         info, trunk = _inspect_for(args)
     else:
         device = inputs.device
@@ -726,7 +517,9 @@ def load_pretrained_model(
         backbone_lr_scale=args.backbone_lr_scale,
         embedding_update=args.embedding_update,
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=_dtype(args, device) is torch.float16)
+    scaler = torch.amp.GradScaler(
+        device.type, enabled=dtype_of(args.dtype, device) is torch.float16
+    )
     return model, optimizer, scaler
 
 
@@ -926,12 +719,6 @@ def make_recipe(
     )
 
 
-def packed_rows(split: EncodedSplit, indices: np.ndarray) -> tuple[PackedRow, Tensor]:
-    """The examples `indices` of a split as one row, and their labels [B]."""
-    tokens, lengths, labels = pack(split, indices)
-    return PackedRow.of(tokens, lengths.tolist(), row_multiple(len(tokens))), labels
-
-
 def compile_where_worthwhile(args: argparse.Namespace, trunk: GPTBatched, num_steps: int) -> bool:
     """Compile the trunk as --compile says; returns whether it was done.
 
@@ -959,84 +746,6 @@ def _why_not_compile(device: torch.device) -> str | None:
     except Exception as error:
         return f"torch.compile fails here: {str(error).strip().splitlines()[0]}"
     return None
-
-
-def evaluate_split(
-    model: GPTClassification,
-    split: EncodedSplit,
-    classes: Sequence[str],
-    dtype: torch.dtype,
-    max_tokens: int,
-    max_batches: int | None = None,
-    ranks: Ranks = ALONE,
-    stop: StopSignals | None = None,
-) -> dict | None:
-    """Metrics on a whole split, or on every rank's first batches of the longest rows.
-
-    Every row is computed by one rank. Where a GPU's memory does not hold `max_tokens` at once,
-    half of them are tried. None where a noted signal broke it off on some rank.
-    """
-    share = ranks.share_of(split.lengths)
-    cuts = cut_by_tokens(split.lengths[share], max_tokens)[:max_batches]
-    own = [share[cut] for cut in cuts if len(cut)]
-    model.eval()
-    own_logits = _logits_within_memory(model, split, own, len(classes), dtype, stop)
-    broken_off = stop is not None and stop.received is not None
-    if ranks.any(broken_off)[0]:
-        return None
-    # What other ranks compute is zero here: the sum is exact.
-    logits, computed = torch.zeros(len(split), len(classes)), torch.zeros(len(split))
-    if own:
-        own_rows = torch.from_numpy(np.concatenate(own))
-        logits[own_rows], computed[own_rows] = own_logits, 1.0
-    rows = ranks.sum_over_all(computed).nonzero()[:, 0]
-    logits = ranks.sum_over_all(logits)[rows]
-    return classification_metrics(logits, np.asarray(split.labels)[rows.numpy()], classes)
-
-
-def _logits_within_memory(
-    model: GPTClassification,
-    split: EncodedSplit,
-    groups: list[np.ndarray],
-    num_classes: int,
-    dtype: torch.dtype,
-    stop: StopSignals | None,
-) -> Tensor:
-    """Logits [rows of all groups, classes], in the order of the groups."""
-    try:
-        return _logits_of(model, split, groups, num_classes, dtype, stop)
-    except torch.OutOfMemoryError:
-        if max(map(len, groups)) == 1:
-            raise
-    # Outside of the handler, whose exception holds on to the tensors of the failed pass.
-    torch.cuda.empty_cache()
-    halves = [half for group in groups for half in np.array_split(group, 2) if len(half)]
-    return _logits_within_memory(model, split, halves, num_classes, dtype, stop)
-
-
-def _logits_of(
-    model: GPTClassification,
-    split: EncodedSplit,
-    groups: Sequence[np.ndarray],
-    num_classes: int,
-    dtype: torch.dtype,
-    stop: StopSignals | None,
-) -> Tensor:
-    device = next(model.parameters()).device
-
-    def batches() -> Iterator[tuple[np.ndarray, PackedRow]]:
-        first = 0
-        for group in groups:
-            if stop is not None and stop.received is not None:
-                return
-            yield np.arange(first, first + len(group)), packed_rows(split, group)[0]
-            first += len(group)
-
-    def predict(row: PackedRow) -> Tensor:
-        with autocast(device.type, dtype):
-            return model(row.to(device))
-
-    return predict_logits(predict, batches(), sum(map(len, groups)), num_classes)
 
 
 def write_config(
@@ -1237,7 +946,7 @@ def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -
 def _best_model(args: argparse.Namespace, inputs: Inputs, num_classes: int) -> GPTClassification:
     """Read by the first rank alone: another might still see the file's predecessor."""
     ranks = inputs.ranks
-    saved = (inputs.saved or _read_fine_tuned(args)) if ranks.is_first else None
+    saved = (inputs.saved or _read_best(args)) if ranks.is_first else None
     config = ranks.from_first(lambda: saved["config"])
     if saved is not None:
         model = GPTClassification.from_saved(config, saved["model"])
@@ -1373,30 +1082,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
     set_up_libraries()
-    try:
+
+    def work() -> None:
         with StopSignals() as stop, _only_first_rank_prints():
             args, problems = parse_arguments(argv)
             with joined_ranks(_wants_gpu(args)) as ranks:
                 run(args, check_inputs(args, problems, ranks, stop))
             print(f"done in {time.perf_counter() - started:.0f} s")
-        return 0
+
+    try:
+        return exit_code_of(
+            work,
+            refused=(CheckpointError, DataError, RunError),
+            failed=(TrainingError, EvaluationError),
+        )
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there")
         return EXIT_STOPPED
-    except UsageError as error:
-        code, problems = 2, error.problems
-    except (CheckpointError, DataError, RunError) as error:
-        code, problems = 2, [str(error)]
-    except OSError as error:
-        code, problems = 2, [f"{error.filename or 'disk'}: {error.strerror or error}"]
-    except (TrainingError, EvaluationError) as error:
-        code, problems = 1, [str(error)]
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        code, problems = 1, [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return code
 
 
 def _wants_gpu(args: argparse.Namespace) -> bool:

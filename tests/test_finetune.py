@@ -21,6 +21,7 @@ from small_run import LABELS, NAMES, command, rows_about
 from tokenizers import Tokenizer
 
 import finetune_hindi_xnli as finetune
+import inference
 import xnli_data
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTConfig
@@ -496,8 +497,8 @@ def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
         seen.append(original(*args))
         return seen[-1]
 
-    original = finetune.predict_logits
-    monkeypatch.setattr(finetune, "predict_logits", keep_logits)
+    original = inference.predict_logits
+    monkeypatch.setattr(inference, "predict_logits", keep_logits)
     for batch_size in (1, 7, 64):
         finetune.evaluate_split(model, split, LABELS, torch.float32, batch_size)
     alone, *batched = seen

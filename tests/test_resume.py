@@ -19,6 +19,7 @@ import small_run
 import torch
 
 import finetune_hindi_xnli as finetune
+import inference
 import training
 
 PROJECT = Path(finetune.__file__).parent
@@ -384,7 +385,7 @@ def test_a_signal_breaks_an_evaluation_off_and_it_is_made_up_for(
     assets, tmp_path, monkeypatch, whole
 ):
     """An evaluation can take minutes; a stop should take seconds."""
-    packed, evaluated = finetune.packed_rows, []
+    packed, evaluated = inference.packed_rows, []
 
     def noted(split, indices):
         if len(split) == 15:
@@ -394,7 +395,7 @@ def test_a_signal_breaks_an_evaluation_off_and_it_is_made_up_for(
                 os.kill(os.getpid(), signal.SIGUSR1)
         return packed(split, indices)
 
-    monkeypatch.setattr(finetune, "packed_rows", noted)
+    monkeypatch.setattr(inference, "packed_rows", noted)
     small = ("--max_tokens_per_batch", 60)
     assert run(assets, tmp_path, *small) == 75
     assert len(evaluated) == 3, "no more than the piece that was being computed"
