@@ -152,7 +152,11 @@ def _recipe_value(flag: Flag, value: object) -> object:
     if flag.kind is bool:
         return value
     if flag.count is not None:
-        return value if isinstance(value, list) else [value]
+        return [_scalar(flag, item) for item in (value if isinstance(value, list) else [value])]
+    return _scalar(flag, value)
+
+
+def _scalar(flag: Flag, value: object) -> object:
     # YAML takes 1e-4 for a string, and a folder called 2024 for a number.
     return value if isinstance(value, bool | list | dict) else _lenient(flag.kind)(str(value))
 

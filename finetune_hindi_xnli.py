@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,11 +95,15 @@ from xnli_data import (
     DataRequest,
     EncodedDataset,
     EncodedSplit,
+    JoinedDatasets,
     PairEncoding,
     cuts_vowel_signs,
+    dataset_names,
+    joined,
     load_encoded,
     load_pair_encoding,
     pair_encoding,
+    short_name,
 )
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
@@ -116,9 +120,11 @@ FLAGS: FlagGroups = {
         Flag(
             "dataset",
             str,
-            "hindi_xnli",
-            "hindi_xnli, xnli_LANG, demo, a folder (train|validation|test as jsonl, csv, tsv or "
-            "parquet; save_to_disk; a copy of a Hub repository), or a name on the Hub",
+            ["hindi_xnli"],
+            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder "
+            "(train|validation|test as jsonl, csv, tsv or parquet; save_to_disk; a copy of a Hub "
+            "repository), or a name on the Hub",
+            count="+",
         ),
         Flag("dataset_config", str, None, "configuration of a Hub dataset"),
         Flag("data_dir", str, None, "folder that holds the dataset, or a copy of its repository"),
@@ -169,6 +175,13 @@ FLAGS: FlagGroups = {
         Flag("dropout", float, 0.1, "in the head", low=0, high=0.99),
         Flag("class_weights", str, "none", "of the loss", choices=("none", "balanced")),
         Flag("label_smoothing", float, 0.0, "of the loss", low=0, high=0.99),
+        Flag(
+            "sampling",
+            str,
+            "proportional",
+            "of several datasets; even: as many examples of each an epoch",
+            choices=("proportional", "even"),
+        ),
         Flag("freeze_backbone", bool, False, "train the head alone (a probe)"),
         Flag("seed", int, 0, "of head, order and dropout", low=0, high=2**32 - 1),
     ),
@@ -176,6 +189,7 @@ FLAGS: FlagGroups = {
         Flag("eval_interval", int, None, "steps; default four times an epoch", low=1),
         Flag("best_metric", str, "accuracy", "that picks the checkpoint", choices=METRICS),
         Flag("early_stopping", int, 0, "evaluations without a better one; 0 never", low=0),
+        Flag("best_per_set", bool, False, "of several datasets, also keep the best model of each"),
     ),
     "machine": (
         Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
@@ -296,6 +310,7 @@ def check_inputs(
         attempt(lambda: _check_attention(args, device))
     attempt(lambda: _check_loggers(args))
     attempt(lambda: _check_folders(args))
+    attempt(lambda: dataset_names(args.dataset))
     if args.resume == "never" and not (args.prepare_only or args.eval_only):
         attempt(lambda: _require_no_run(args))
     saved = attempt(lambda: _read_best(args)) if args.eval_only else None
@@ -425,16 +440,13 @@ def _read_best(args: argparse.Namespace) -> dict:
 
 def run_name(args: argparse.Namespace) -> str:
     """NAME of the files in --out_dir: the dataset's name, or the last part of its path."""
-    return (
-        Path(args.dataset).resolve().name
-        if Path(args.dataset).is_dir()
-        else Path(args.dataset).name
-    )
+    return "+".join(short_name(dataset) for dataset in args.dataset)
 
 
-def fine_tuned_path(args: argparse.Namespace) -> Path:
-    """Where the best model of a run is."""
-    return Path(args.out_dir) / f"{run_name(args)}-ckpt.pt"
+def fine_tuned_path(args: argparse.Namespace, name: str | None = None) -> Path:
+    """Where the best model of a run is, or the best for one of its datasets."""
+    of_set = "" if name is None else f"-{name}"
+    return Path(args.out_dir) / f"{run_name(args)}{of_set}-ckpt.pt"
 
 
 def _run_files(args: argparse.Namespace) -> list[str]:
@@ -452,11 +464,11 @@ def _require_no_run(args: argparse.Namespace) -> None:
         )
 
 
-def load_data(args: argparse.Namespace, inputs: Inputs) -> EncodedDataset:
+def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
     """The encoded splits that this run needs, with what was counted printed."""
     splits = tuple(split for split in SPLITS if split != "train") if args.eval_only else SPLITS
     request = DataRequest(
-        dataset=args.dataset,
+        dataset="",
         dataset_config=args.dataset_config,
         data_dir=args.data_dir,
         text_columns=tuple(args.text_column),
@@ -465,21 +477,29 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> EncodedDataset:
         splits=splits,
         classes=None if inputs.saved is None else tuple(inputs.saved["classes"]),
     )
-    data = inputs.ranks.in_turns(
-        lambda: load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
-    )
+
+    def load(dataset: str) -> EncodedDataset:
+        asked = replace(request, dataset=dataset)
+        return load_encoded(asked, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
+
+    names = dataset_names(args.dataset)
+    sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
+    data = joined(sets)
     _print_data(data, inputs.encoding)
     return data
 
 
-def _print_data(data: EncodedDataset, encoding: PairEncoding) -> None:
+def _print_data(data: JoinedDatasets, encoding: PairEncoding) -> None:
     print(f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(data.classes))}")
-    for split, counted in data.statistics.items():
-        print(
-            f"{split}: {counted['rows']} pairs, {counted['tokens_per_pair']:.1f} tokens a pair "
-            f"(longest {counted['longest_pair']}), {counted['tokens_per_word']:.2f} tokens a word, "
-            f"{counted['cut_premises']} premises cut at --block_size {encoding.block_size}"
-        )
+    for name, dataset in data.sets.items():
+        of_set = f"{name}, " if len(data.sets) > 1 else ""
+        for split, counted in dataset.statistics.items():
+            print(
+                f"{of_set}{split}: {counted['rows']} pairs, {counted['tokens_per_pair']:.1f} "
+                f"tokens a pair (longest {counted['longest_pair']}), "
+                f"{counted['tokens_per_word']:.2f} tokens a word, {counted['cut_premises']} "
+                f"premises cut at --block_size {encoding.block_size}"
+            )
     if cuts_vowel_signs(encoding.tokenizer):
         print(
             "note: this tokenizer cuts Devanagari words at their vowel signs (the default "
@@ -569,7 +589,7 @@ def pick_training_examples(args: argparse.Namespace, train: EncodedSplit) -> np.
 
 
 def what_decides_the_result(
-    args: argparse.Namespace, inputs: Inputs, data: EncodedDataset
+    args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets
 ) -> dict[str, object]:
     """What a run must have in common with the one that it goes on with, by the names that a
     difference is told by."""
@@ -578,7 +598,7 @@ def what_decides_the_result(
         "--dtype": str(inputs.dtype).removeprefix("torch."),
         "pretrained weights": inputs.info["weights_id"],
         "tokenizer": inputs.encoding.tokenizer_hash,
-        "data": data.content_hash,
+        "data": [dataset.content_hash for dataset in data.sets.values()],
         "classes": list(data.classes),
     }
 
@@ -749,7 +769,7 @@ def _why_not_compile(device: torch.device) -> str | None:
 
 
 def write_config(
-    args: argparse.Namespace, inputs: Inputs, data: EncodedDataset, decisive: dict
+    args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets, decisive: dict
 ) -> None:
     """config.yaml: every flag, the versions, and hashes of what went in."""
     info = inputs.info or {}
@@ -761,7 +781,10 @@ def write_config(
         "processes": inputs.ranks.world_size,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
-        "data": {"content_sha256": data.content_hash, "classes": list(data.classes)},
+        "data": {
+            "content_sha256": {name: one.content_hash for name, one in data.sets.items()},
+            "classes": list(data.classes),
+        },
         "tokenizer": {"sha256": inputs.encoding.tokenizer_hash},
         "checkpoint": info,
         "decisive": decisive,
@@ -782,11 +805,11 @@ class Records:
         self,
         args: argparse.Namespace,
         inputs: Inputs,
-        data: EncodedDataset,
+        data: JoinedDatasets,
         model: GPTClassification,
         progress: Progress,
     ):
-        self.model = model
+        self.args, self.model = args, model
         self.checkpoint_path = fine_tuned_path(args)
         self.metrics_path = Path(args.out_dir) / "metrics.jsonl"
         # Lines after the save that the run goes on from will be written again.
@@ -805,11 +828,24 @@ class Records:
 
     def save_best(self, progress: Progress, metrics: dict) -> None:
         """The best model so far, with everything that using it needs."""
-        content = {"model": self.model.state_dict(), "step": progress.step, "metrics": metrics}
-        save_checkpoint(self.checkpoint_path, self.fixed | content)
+        self._save(self.checkpoint_path, progress.step, metrics)
+
+    def _save(self, path: Path, step: int, metrics: dict) -> None:
+        content = {"model": self.model.state_dict(), "step": step, "metrics": metrics}
+        save_checkpoint(path, self.fixed | content)
+
+    def _save_best_of_sets(self, progress: Progress, sets: dict[str, dict]) -> None:
+        metric = self.args.best_metric
+        for name, metrics in sets.items():
+            best = progress.best_of_sets.get(name)
+            if is_better(metric, metrics[metric], best and best["metrics"][metric]):
+                self._save(fine_tuned_path(self.args, name), progress.step, metrics)
+                progress.best_of_sets[name] = {"step": progress.step, "metrics": metrics}
 
     def add_line(self, progress: Progress, line: dict) -> None:
         """One evaluation: a line of metrics.jsonl, and the loggers' scalars."""
+        if self.args.best_per_set:
+            self._save_best_of_sets(progress, line["validation"].get("sets", {}))
         # Not made anew where it has vanished with its folder: that is an error.
         with open(self.metrics_path, "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
@@ -848,7 +884,7 @@ def _open_loggers(args: argparse.Namespace) -> list[Callable[[dict, int], None]]
 def train(
     args: argparse.Namespace,
     inputs: Inputs,
-    data: EncodedDataset,
+    data: JoinedDatasets,
     model: GPTClassification,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -859,10 +895,11 @@ def train(
 
     Goes on from the content of `save`, if any; `kept` is what else goes into every save.
     """
-    split, validation = data.splits["train"], data.splits["validation"]
+    split, validation = data.train, data.splits("validation")
     ranks, stop = inputs.ranks, inputs.stop
     chosen = pick_training_examples(args, split)
-    longest = max(int(s.lengths.max()) for s in data.splits.values())
+    lengths = [s.lengths.max() for one in data.sets.values() for s in one.splits.values()]
+    longest = int(max(lengths))
     _require_within_windows(args, model.pretrained_model, longest)
     step_examples = examples_per_step(args, ranks.world_size, save)
     recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype, step_examples)
@@ -875,13 +912,18 @@ def train(
     def get_batch(positions: np.ndarray) -> tuple[PackedRow, Tensor]:
         return packed_rows(split, chosen[positions])
 
-    examples = Examples(split.lengths[chosen], np.asarray(split.labels)[chosen], get_batch)
+    examples = Examples(
+        split.lengths[chosen],
+        np.asarray(split.labels)[chosen],
+        get_batch,
+        positions_of_sets(data.train_sets[chosen]) if args.sampling == "even" else None,
+    )
     compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
     max_tokens = args.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
     progress.max_tokens_per_batch = max_tokens = min(ranks.gathered(max_tokens))
 
     def evaluate(max_batches: int | None = None) -> dict | None:
-        return evaluate_split(
+        return evaluate_sets(
             model, validation, data.classes, inputs.dtype, max_tokens, max_batches, ranks, stop
         )
 
@@ -921,32 +963,86 @@ def train(
     )
 
 
-def score_best(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> dict[str, dict]:
+def positions_of_sets(sets: np.ndarray) -> list[np.ndarray]:
+    """Of numbers of sets [N], the positions of each."""
+    return [np.flatnonzero(sets == number) for number in np.unique(sets)]
+
+
+def evaluate_sets(
+    model: GPTClassification, splits: dict[str, EncodedSplit], *others: object, **named: object
+) -> dict | None:
+    """`evaluate_split` of every set: of several the mean of each metric, with those of "sets"."""
+    of_sets = {}
+    for name, split in splits.items():
+        of_sets[name] = evaluate_split(model, split, *others, **named)
+        if of_sets[name] is None:
+            return None
+    if len(of_sets) == 1:
+        return of_sets.popitem()[1]
+    means = {m: float(np.mean([one[m] for one in of_sets.values()])) for m in METRICS}
+    return means | {"examples": sum(map(len, splits.values())), "sets": of_sets}
+
+
+def score_best(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets) -> dict[str, dict]:
     """Validation and test metrics of the saved best checkpoint."""
-    ranks = inputs.ranks
-    model = _best_model(args, inputs, len(data.classes)).to(inputs.device)
-    _set_up(args, model.pretrained_model)
-    max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
-    scores = {
-        split: evaluate_split(
-            model, data.splits[split], data.classes, inputs.dtype, max_tokens, ranks=ranks
-        )
+    saved = (inputs.saved or _read_best(args)) if inputs.ranks.is_first else None
+    return {
+        split: score(args, inputs, data.splits(split), data.classes, split, saved)
         for split in ("validation", "test")
     }
-    for split, metrics in scores.items():
-        majority = np.bincount(data.splits[split].labels).max() / len(data.splits[split])
-        metrics["majority_accuracy"] = float(majority)
-        print(
-            f"{split}: accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, "
-            f"loss {metrics['loss']:.4f} (majority class {majority:.4f})"
-        )
+
+
+def score_best_of_sets(
+    args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets, progress: Progress
+) -> dict[str, dict]:
+    """For each set the step of its own best model, and that model's test metrics on the set."""
+    best = inputs.ranks.from_first(lambda: progress.best_of_sets)
+    scores = {}
+    for name, kept in best.items():
+        saved = read_fine_tuned(fine_tuned_path(args, name)) if inputs.ranks.is_first else None
+        splits = {name: data.splits("test")[name]}
+        title = f"best for {name}, test"
+        scores[name] = {
+            "best_step": kept["step"],
+            "test": score(args, inputs, splits, data.classes, title, saved),
+        }
     return scores
 
 
-def _best_model(args: argparse.Namespace, inputs: Inputs, num_classes: int) -> GPTClassification:
+def score(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    splits: dict[str, EncodedSplit],
+    classes: Sequence[str],
+    title: str,
+    saved: dict | None,
+) -> dict:
+    """Metrics of a saved model on a split of every set, printed under `title`."""
+    model = _model_of(saved, inputs.ranks, len(classes)).to(inputs.device)
+    _set_up(args, model.pretrained_model)
+    max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
+    metrics = evaluate_sets(model, splits, classes, inputs.dtype, max_tokens, ranks=inputs.ranks)
+    for name, split in splits.items():
+        of_set = metrics.get("sets", {name: metrics})[name]
+        majority = np.bincount(split.labels).max() / len(split)
+        of_set["majority_accuracy"] = float(majority)
+        _print_scores(f"{title}, {name}" if "sets" in metrics else title, of_set)
+    if "sets" in metrics:
+        _print_scores(f"{title}, mean of {len(splits)} sets", metrics)
+    return metrics
+
+
+def _print_scores(title: str, metrics: dict) -> None:
+    majority = metrics.get("majority_accuracy")
+    beside = "" if majority is None else f" (majority class {majority:.4f})"
+    print(
+        f"{title}: accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, "
+        f"loss {metrics['loss']:.4f}{beside}"
+    )
+
+
+def _model_of(saved: dict | None, ranks: Ranks, num_classes: int) -> GPTClassification:
     """Read by the first rank alone: another might still see the file's predecessor."""
-    ranks = inputs.ranks
-    saved = (inputs.saved or _read_best(args)) if ranks.is_first else None
     config = ranks.from_first(lambda: saved["config"])
     if saved is not None:
         model = GPTClassification.from_saved(config, saved["model"])
@@ -957,11 +1053,16 @@ def _best_model(args: argparse.Namespace, inputs: Inputs, num_classes: int) -> G
 
 
 def write_results(
-    args: argparse.Namespace, scores: dict[str, dict], progress: Progress, check: dict | None
+    args: argparse.Namespace,
+    scores: dict[str, dict],
+    best_of_sets: dict[str, dict],
+    progress: Progress,
+    check: dict | None,
 ) -> None:
     """results.json of a finished training run."""
     results = {
         **scores,
+        **({"best_per_set": best_of_sets} if best_of_sets else {}),
         "best_metric": args.best_metric,
         "best_step": progress.best_step,
         "steps": progress.step,
@@ -1005,7 +1106,7 @@ def _print_checkpoint(args: argparse.Namespace, info: dict | None) -> None:
         print("note: --vocab_size is no longer needed, the file tells")
 
 
-def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> None:
+def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets) -> None:
     """Score the best checkpoint of --out_dir; what else its results hold is kept."""
     saved = inputs.saved
     print(
@@ -1017,7 +1118,7 @@ def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset
         save_json(_results_path(args), _earlier_results(args) | scores)
 
 
-def train_and_score(args: argparse.Namespace, inputs: Inputs, data: EncodedDataset) -> None:
+def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets) -> None:
     """The whole of a run, or what is left of it."""
     decisive = what_decides_the_result(args, inputs, data)
     save = find_save(args, inputs, decisive)
@@ -1029,7 +1130,7 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: EncodedDatas
     model = build_model(args, inputs.info, len(data.classes))
     model, optimizer, scaler = load_pretrained_model(args, model, inputs)
     if save is None:
-        check = self_check(model, data.splits["train"], inputs.encoding)
+        check = self_check(model, data.train, inputs.encoding)
     else:
         check = save["self_check"]
     # Only the check needs the language model's head: it is neither trained nor saved.
@@ -1038,30 +1139,36 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: EncodedDatas
     progress = train(args, inputs, data, model, optimizer, scaler, save, kept)
     del model, optimizer, save
     scores = score_best(args, inputs, data)
+    best_of_sets = score_best_of_sets(args, inputs, data, progress)
     if inputs.ranks.is_first:
-        write_results(args, scores, progress, check)
+        write_results(args, scores, best_of_sets, progress, check)
 
 
 def _require_best_of_save(args: argparse.Namespace, progress: Progress) -> None:
-    """Forget the best so far where its file is not that of the save.
+    """Forget a best so far whose file is not that of the save.
 
     It may be of a later step, which comes again, if not to the last bit on a GPU; or damaged.
     """
-    if progress.best is None:
-        return
-    path = fine_tuned_path(args)
+    if progress.best is not None and not _is_of(fine_tuned_path(args), progress.best_step):
+        progress.best, progress.best_step = None, 0
+    for name, kept in list(progress.best_of_sets.items()):
+        if not _is_of(fine_tuned_path(args, name), kept["step"]):
+            del progress.best_of_sets[name]
+
+
+def _is_of(path: Path, wanted_step: int) -> bool:
     try:
         step = read_whole(path)["step"]
     except (RunError, KeyError, TypeError):
         step = None
-    if step == progress.best_step:
-        return
+    if step == wanted_step:
+        return True
     found = "is not whole" if step is None else f"is of step {step}"
     print(
-        f"note: {path} {found}, the best model of the save was of step {progress.best_step}: "
+        f"note: {path} {found}, the best model of the save was of step {wanted_step}: "
         "the best is looked for from here on"
     )
-    progress.best, progress.best_step = None, 0
+    return False
 
 
 def _results_path(args: argparse.Namespace) -> Path:

@@ -286,6 +286,8 @@ class Examples:
     lengths: np.ndarray  # [N], in tokens
     labels: np.ndarray  # [N]
     get_batch: GetBatch
+    # Positions of the sets that an epoch has as many examples of; None: every example once.
+    even_sets: Sequence[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -317,6 +319,7 @@ class Progress:
     skipped_in_a_row: int = 0
     best: dict | None = None  # the validation metrics of the best evaluation
     best_step: int = 0
+    best_of_sets: dict[str, dict] = field(default_factory=dict)  # by set, with their "step"
     evaluations_since_best: int = 0
     train_seconds: float = 0.0
     examples: int = 0
@@ -519,16 +522,57 @@ def steps_per_epoch(num_examples: int, examples_per_step: int) -> int:
     return math.ceil(num_examples / examples_per_step)
 
 
-def examples_of_step(num_examples: int, examples_per_step: int, step: int, seed: int) -> np.ndarray:
-    """Positions of the examples of a step: every one once an epoch, in a new order each."""
-    epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, examples_per_step))
-    order = _epoch_order(num_examples, seed, epoch)
-    return order[step_in_epoch * examples_per_step : (step_in_epoch + 1) * examples_per_step]
+class ExampleOrder:
+    """Which examples a step has: every one once an epoch, in a new order each.
+
+    With `even_sets`, the positions of every set's examples, an epoch has as many steps, but as
+    many examples of each set: those of a small one come several times, and of a large one others
+    in the next epoch.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        examples_per_step: int,
+        seed: int,
+        even_sets: Sequence[np.ndarray] | None = None,
+    ):
+        self.num_examples, self.examples_per_step = num_examples, examples_per_step
+        self.seed, self.even_sets = seed, even_sets
+        self.epoch_steps = steps_per_epoch(num_examples, examples_per_step)
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    def of_step(self, step: int) -> np.ndarray:
+        """Positions [B], by nothing but the seed and the step."""
+        epoch, step_in_epoch = divmod(step, self.epoch_steps)
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = (epoch, self._of_epoch(epoch))
+        first = step_in_epoch * self.examples_per_step
+        return self._latest[1][first : first + self.examples_per_step]
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.even_sets is None:
+            return generator.permutation(self.num_examples)
+        # What does not divide evenly goes to the last sets.
+        shares = np.diff(
+            np.arange(len(self.even_sets) + 1) * self.num_examples // len(self.even_sets)
+        )
+        drawn = [
+            own[_part_of_stream(len(own), epoch * share, share, [self.seed, number])]
+            for number, (own, share) in enumerate(zip(self.even_sets, shares.tolist(), strict=True))
+        ]
+        return generator.permutation(np.concatenate(drawn))
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+def _part_of_stream(length: int, start: int, count: int, seed: list[int]) -> np.ndarray:
+    """`count` numbers from `start` on of permutations of `length`, one after the other."""
+    first, last = start // length, (start + count - 1) // length
+    rounds = [
+        np.random.default_rng([*seed, number]).permutation(length)
+        for number in range(first, last + 1)
+    ]
+    return np.concatenate(rounds)[start - first * length :][:count]
 
 
 def dropout_masks(seed: int, step: int, num_examples: int, width: int, p: float) -> Tensor | None:
@@ -806,12 +850,14 @@ def fine_tune(
     """
     stop = stop or StopSignals()
     saves = _SaveTimes(save_interval, progress.step)
-    num_examples = len(examples.lengths)
-    epoch_steps = steps_per_epoch(num_examples, recipe.examples_per_step)
+    order = ExampleOrder(
+        len(examples.lengths), recipe.examples_per_step, recipe.seed, examples.even_sets
+    )
+    epoch_steps = order.epoch_steps
     on_gpu = next(model.parameters()).device.type == "cuda"
 
     def prepare(step: int) -> StepBatches:
-        indices = examples_of_step(num_examples, recipe.examples_per_step, step, recipe.seed)
+        indices = order.of_step(step)
         max_tokens = progress.max_tokens_per_batch
         batches = prepare_step(
             recipe, step, indices, examples, max_tokens, model.dropout_width, ranks

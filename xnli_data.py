@@ -141,6 +141,66 @@ class EncodedDataset:
     content_hash: str
 
 
+@dataclass(frozen=True)
+class JoinedDatasets:
+    """One dataset or several of the same classes, by name; what is trained on is one split."""
+
+    sets: dict[str, EncodedDataset]
+    train: EncodedSplit | None  # the rows of all sets one after the other
+    train_sets: np.ndarray  # [N], the place in `sets` of the set that a row of `train` is of
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return next(iter(self.sets.values())).classes
+
+    def splits(self, split: str) -> dict[str, EncodedSplit]:
+        """The split of every set."""
+        return {name: data.splits[split] for name, data in self.sets.items()}
+
+
+def joined(sets: Mapping[str, EncodedDataset]) -> JoinedDatasets:
+    """Raises DataError where the sets have not the same classes."""
+    sets = dict(sets)
+    first_name, first = next(iter(sets.items()))
+    for name, data in sets.items():
+        if data.classes != first.classes:
+            raise DataError(
+                f"--dataset {name}: classes {', '.join(data.classes)}, but {first_name} has "
+                f"{', '.join(first.classes)}: sets of other classes can't be joined"
+            )
+    trains = [data.splits["train"] for data in sets.values() if "train" in data.splits]
+    train_sets = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
+    return JoinedDatasets(sets, _joined_split(trains), train_sets)
+
+
+def _joined_split(splits: Sequence[EncodedSplit]) -> EncodedSplit | None:
+    if len(splits) <= 1:
+        return splits[0] if splits else None
+    return EncodedSplit(
+        tokens=np.concatenate([split.tokens for split in splits]),
+        offsets=_offsets(np.concatenate([split.lengths for split in splits])),
+        premise_spans=np.concatenate([split.premise_spans for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+    )
+
+
+def dataset_names(datasets: Sequence[str]) -> list[str]:
+    """What --dataset stands for, set by set: xnli_all is XNLI in its 15 languages."""
+    all_of_xnli = [f"xnli_{language}" for language in XNLI_LANGUAGES]
+    names = [n for name in datasets for n in (all_of_xnli if name == "xnli_all" else [name])]
+    shorts = [short_name(name) for name in names]
+    twice = sorted({short for short in shorts if shorts.count(short) > 1})
+    if twice:
+        raise DataError(f"--dataset: {', '.join(twice)} more than once")
+    return names
+
+
+def short_name(dataset: str) -> str:
+    """A dataset's name in files and tables: the last part of its path."""
+    path = Path(dataset)
+    return path.resolve().name if path.is_dir() else path.name
+
+
 def load_encoded(
     request: DataRequest,
     encoding: PairEncoding,

@@ -67,17 +67,21 @@ def wait_for_a_write(out_dir: Path, process: subprocess.Popen) -> None:
         time.sleep(0.0002)
 
 
+def without_times(values: dict) -> dict:
+    """What two runs must have in common of `values`."""
+    return {key: value for key, value in values.items() if key not in TIMES}
+
+
 def outcome(out_dir: Path) -> dict:
     """What two runs must have in common."""
     (checkpoint,) = out_dir.glob("*-ckpt.pt")
     (last,) = out_dir.glob("*-last.pt")
-    results = json.loads((out_dir / "results.json").read_text())
-    lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = (out_dir / "metrics.jsonl").read_text().splitlines()
     return {
         "best": torch.load(checkpoint, weights_only=True)["model"],
         "last": torch.load(last, weights_only=True)["model"],
-        "results": {key: value for key, value in results.items() if key not in TIMES},
-        "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines],
+        "results": without_times(json.loads((out_dir / "results.json").read_text())),
+        "metrics": [without_times(json.loads(line)) for line in lines],
     }
 
 

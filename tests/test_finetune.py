@@ -131,7 +131,7 @@ def test_config_yaml_tells_what_was_run(trained, assets):
     assert config["flags"]["weight_decay"] == 0.01
     assert config["versions"]["torch"] == torch.__version__
     assert config["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
-    assert len(config["data"]["content_sha256"]) == 64
+    assert len(config["data"]["content_sha256"]["pairs"]) == 64
     assert config["data"]["classes"] == list(LABELS)
     assert config["checkpoint"]["checkpoint_format"] == "small"
     assert (config["device"], config["dtype"]) == ("cpu", "float32")
@@ -832,7 +832,7 @@ class_weights: none
 def test_a_recipe_gives_every_kind_of_flag(tmp_path):
     args, problems = parsed(tmp_path, RECIPE)
     assert not problems
-    assert (args.dataset, args.learning_rate, args.num_epochs) == ("2024", 1e-4, 2.0)
+    assert (args.dataset, args.learning_rate, args.num_epochs) == (["2024"], 1e-4, 2.0)
     assert (args.freeze_backbone, args.tensorboard) == (True, False)
     assert args.text_column == ["sentence1", "sentence2"]
     assert args.pretrained_ckpt_path == ["a.pt"]
@@ -863,10 +863,11 @@ def test_flags_override_the_recipe(tmp_path):
         ("freeze_backbone: 1", "--freeze_backbone 1: expected true or false"),
         ("text_column: [a]", "--text_column a: expected 2 names"),
         ("text_column: premise hypothesis", "expected 2 names"),
-        ("text_column: [1, 2]", "expected 2 names"),
+        ("text_column: [yes, {a: 1}]", "expected 2 names"),
         ("pretrained_ckpt_path: []", "--pretrained_ckpt_path : expected some names"),
-        ("dataset: [a]", "--dataset a: expected a name or path"),
-        ("dataset: yes", "--dataset True: expected a name or path"),
+        ("out_dir: [a]", "--out_dir a: expected a name or path"),
+        ("out_dir: yes", "--out_dir True: expected a name or path"),
+        ("dataset: yes", "--dataset True: expected some names"),
         ("dtype: [float32]", "--dtype float32: expected float32 or"),
         ("lr_schedule: 3", "--lr_schedule 3: expected linear or"),
         ("- a\n- b", "expected a mapping of flags to values"),

@@ -16,6 +16,7 @@ from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
     MAX_SKIPPED_IN_A_ROW,
     MAX_TOKENS,
+    ExampleOrder,
     Examples,
     MicroBatch,
     Progress,
@@ -26,7 +27,6 @@ from training import (
     balanced_class_weights,
     configure_optimizers,
     dropout_masks,
-    examples_of_step,
     find_max_tokens,
     fine_tune,
     learning_rate_factor,
@@ -285,7 +285,8 @@ def test_balanced_class_weights_equal_scikit_learns():
 def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed():
     def epoch(number: int, seed: int = 4) -> list[list[int]]:
         steps = range(3 * number, 3 * number + 3)
-        return [examples_of_step(10, 4, step, seed).tolist() for step in steps]
+        order = ExampleOrder(10, 4, seed)
+        return [order.of_step(step).tolist() for step in steps]
 
     assert steps_per_epoch(10, 4) == 3
     for number in range(3):
