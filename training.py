@@ -252,7 +252,7 @@ def joined_ranks(on_gpu: bool) -> Iterator[Ranks]:
         return
     ranks = _ranks_of(os.environ)
     if on_gpu:
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(_gpu_of(ranks))
     try:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, timeout=RANKS_TIMEOUT)
@@ -277,6 +277,18 @@ def _ranks_of(environment: Mapping[str, str]) -> Ranks:
         return Ranks(*(int(environment[name]) for name in RANK_VARIABLES[:3]))
     except ValueError as error:
         raise RunError(f"RANK, WORLD_SIZE, LOCAL_RANK: expected numbers ({error})") from None
+
+
+def _gpu_of(ranks: Ranks) -> int:
+    count = torch.cuda.device_count()
+    # A scheduler that binds a GPU to every task shows it that one alone.
+    if count == 1:
+        return 0
+    if ranks.local_rank >= count:
+        raise RunError(
+            f"LOCAL_RANK {ranks.local_rank}: only {count} GPUs here; start one process a GPU"
+        )
+    return ranks.local_rank
 
 
 @dataclass(frozen=True)

@@ -245,3 +245,17 @@ def test_two_gpus_give_the_weights_of_one(assets, tmp_path):
     one = alone(assets, tmp_path / "one", 10, *changes)
     two = together(assets, tmp_path / "two", 2, 5, *changes)
     assert_same_run(one, two, atol=1e-4)
+
+
+@pytest.mark.parametrize(("gpus", "local_rank", "expected"), [(4, 3, 3), (1, 3, 0), (2, 0, 0)])
+def test_a_rank_takes_its_own_gpu_or_the_only_one_it_is_shown(
+    gpus, local_rank, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert training._gpu_of(training.Ranks(local_rank, 4, local_rank)) == expected
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(training.RunError, match="LOCAL_RANK 2: only 2 GPUs here"):
+        training._gpu_of(training.Ranks(2, 4, 2))
