@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,16 @@ from torch import Tensor
 
 import demo_grammar
 from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import METRICS, EvaluationError, is_better
+from evaluation import (
+    METRICS,
+    EvaluationError,
+    ScoredSplit,
+    is_better,
+    language_of,
+    macro_average,
+    prediction_lines,
+    split_metrics,
+)
 from inference import (
     DTYPES,
     EVALUATION_TOKENS,
@@ -40,6 +49,7 @@ from inference import (
     evaluate_split,
     packed_rows,
     read_fine_tuned,
+    split_logits,
 )
 from load_checkpoint_helper import (
     FINE_TUNED_KIND,
@@ -59,6 +69,7 @@ from model import (
     PackedRow,
     compile_trunk,
 )
+from report import write_report
 from training import (
     ALONE,
     EMBEDDING_UPDATES,
@@ -102,6 +113,7 @@ from xnli_data import (
     joined,
     load_encoded,
     load_pair_encoding,
+    load_texts,
     pair_encoding,
     short_name,
 )
@@ -235,6 +247,7 @@ FLAGS: FlagGroups = {
         Flag("save_interval", int, None, "steps; default every ten minutes", low=1),
         Flag("prepare_only", bool, False, "fetch and tokenise, where there is network; then stop"),
         Flag("eval_only", bool, False, "score the best checkpoint of --out_dir; no training"),
+        Flag("report", bool, True, "write report.html, report.md, figures and predictions of test"),
         Flag("tensorboard", bool, False, "log to OUT_DIR/tensorboard"),
         Flag("wandb_log", bool, False, "log to Weights & Biases"),
     ),
@@ -467,26 +480,35 @@ def _require_no_run(args: argparse.Namespace) -> None:
 def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
     """The encoded splits that this run needs, with what was counted printed."""
     splits = tuple(split for split in SPLITS if split != "train") if args.eval_only else SPLITS
-    request = DataRequest(
-        dataset="",
-        dataset_config=args.dataset_config,
-        data_dir=args.data_dir,
-        text_columns=tuple(args.text_column),
-        label_column=args.label_column,
-        num_classes=args.num_classes,
-        splits=splits,
-        classes=None if inputs.saved is None else tuple(inputs.saved["classes"]),
-    )
+    classes = None if inputs.saved is None else tuple(inputs.saved["classes"])
 
     def load(dataset: str) -> EncodedDataset:
-        asked = replace(request, dataset=dataset)
-        return load_encoded(asked, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
+        request = _request(args, dataset, splits, classes)
+        return load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
 
     names = dataset_names(args.dataset)
     sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
     data = joined(sets)
     _print_data(data, inputs.encoding)
     return data
+
+
+def _request(
+    args: argparse.Namespace,
+    dataset: str,
+    splits: tuple[str, ...],
+    classes: tuple[str, ...] | None,
+) -> DataRequest:
+    return DataRequest(
+        dataset=dataset,
+        dataset_config=args.dataset_config,
+        data_dir=args.data_dir,
+        text_columns=tuple(args.text_column),
+        label_column=args.label_column,
+        num_classes=args.num_classes,
+        splits=splits,
+        classes=classes,
+    )
 
 
 def _print_data(data: JoinedDatasets, encoding: PairEncoding) -> None:
@@ -768,12 +790,11 @@ def _why_not_compile(device: torch.device) -> str | None:
     return None
 
 
-def write_config(
+def describe_run(
     args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets, decisive: dict
-) -> None:
-    """config.yaml: every flag, the versions, and hashes of what went in."""
-    info = inputs.info or {}
-    run = {
+) -> dict:
+    """What config.yaml holds: every flag, the versions, and hashes of what went in."""
+    return {
         "flags": {key: value for key, value in vars(args).items() if key != "config"},
         "command": sys.argv,
         "device": _device_name(inputs.device),
@@ -786,9 +807,13 @@ def write_config(
             "classes": list(data.classes),
         },
         "tokenizer": {"sha256": inputs.encoding.tokenizer_hash},
-        "checkpoint": info,
+        "checkpoint": inputs.info,
         "decisive": decisive,
     }
+
+
+def write_config(args: argparse.Namespace, run: dict) -> None:
+    """config.yaml, from `describe_run`."""
     text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
     path = Path(args.out_dir) / "config.yaml"
     save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -983,13 +1008,17 @@ def evaluate_sets(
     return means | {"examples": sum(map(len, splits.values())), "sets": of_sets}
 
 
-def score_best(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets) -> dict[str, dict]:
-    """Validation and test metrics of the saved best checkpoint."""
+def score_best(
+    args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets
+) -> tuple[dict[str, dict], GPTClassification]:
+    """Validation and test metrics of the saved best checkpoint, and its model."""
     saved = (inputs.saved or _read_best(args)) if inputs.ranks.is_first else None
-    return {
-        split: score(args, inputs, data.splits(split), data.classes, split, saved)
+    model = _model_of(args, saved, inputs, len(data.classes))
+    scores = {
+        split: score(args, inputs, data.splits(split), data.classes, split, model)
         for split in ("validation", "test")
     }
+    return scores, model
 
 
 def score_best_of_sets(
@@ -1000,11 +1029,12 @@ def score_best_of_sets(
     scores = {}
     for name, kept in best.items():
         saved = read_fine_tuned(fine_tuned_path(args, name)) if inputs.ranks.is_first else None
+        model = _model_of(args, saved, inputs, len(data.classes))
         splits = {name: data.splits("test")[name]}
         title = f"best for {name}, test"
         scores[name] = {
             "best_step": kept["step"],
-            "test": score(args, inputs, splits, data.classes, title, saved),
+            "test": score(args, inputs, splits, data.classes, title, model),
         }
     return scores
 
@@ -1015,11 +1045,9 @@ def score(
     splits: dict[str, EncodedSplit],
     classes: Sequence[str],
     title: str,
-    saved: dict | None,
+    model: GPTClassification,
 ) -> dict:
-    """Metrics of a saved model on a split of every set, printed under `title`."""
-    model = _model_of(saved, inputs.ranks, len(classes)).to(inputs.device)
-    _set_up(args, model.pretrained_model)
+    """Metrics of a model on a split of every set, printed under `title`."""
     max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
     metrics = evaluate_sets(model, splits, classes, inputs.dtype, max_tokens, ranks=inputs.ranks)
     for name, split in splits.items():
@@ -1041,15 +1069,117 @@ def _print_scores(title: str, metrics: dict) -> None:
     )
 
 
-def _model_of(saved: dict | None, ranks: Ranks, num_classes: int) -> GPTClassification:
+def _model_of(
+    args: argparse.Namespace, saved: dict | None, inputs: Inputs, num_classes: int
+) -> GPTClassification:
     """Read by the first rank alone: another might still see the file's predecessor."""
-    config = ranks.from_first(lambda: saved["config"])
+    config = inputs.ranks.from_first(lambda: saved["config"])
     if saved is not None:
         model = GPTClassification.from_saved(config, saved["model"])
     else:
         model = GPTClassification(GPTBatched(GPTConfig.from_dict(config)), num_classes)
-    ranks.copy_from_first(model)
-    return model
+    inputs.ranks.copy_from_first(model)
+    _set_up(args, model.pretrained_model)
+    return model.to(inputs.device)
+
+
+def report_on_test(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    data: JoinedDatasets,
+    model: GPTClassification,
+    progress: Progress,
+    run: dict,
+) -> dict[str, dict]:
+    """Write report.html, report.md, figures and predictions.jsonl about the test split.
+
+    Returns the metrics of every set with their intervals, on the first rank.
+    """
+    scored = {
+        short_name(dataset): scored_test(args, inputs, data, model, dataset)
+        for dataset in dataset_names(args.dataset)
+    }
+    if not inputs.ranks.is_first:
+        return {}
+    out_dir = Path(args.out_dir)
+    write_predictions(out_dir / "predictions.jsonl", scored)
+    metrics = {name: split_metrics(one) for name, one in scored.items()}
+    write_report(
+        out_dir,
+        f"{run_name(args)}: {Path(inputs.info['file']).name}, fine-tuned",
+        facts=_facts(args, run),
+        results=metrics,
+        history=progress.lines,
+        best_step=progress.best_step,
+        predictions=_lines_of(scored),
+        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
+    )
+    return metrics
+
+
+def scored_test(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    data: JoinedDatasets,
+    model: GPTClassification,
+    dataset: str,
+) -> ScoredSplit:
+    """The rows of a set's test split with their texts and the model's logits."""
+    request = _request(args, dataset, ("test",), data.classes)
+    texts = load_texts(request, args.cache_dir, BUILTIN_DATASETS)[0]["test"]
+    max_tokens = args.max_tokens_per_batch or EVALUATION_TOKENS
+    split = data.sets[short_name(dataset)].splits["test"]
+    logits, rows = split_logits(
+        model, split, len(data.classes), inputs.dtype, max_tokens, ranks=inputs.ranks
+    )
+    return ScoredSplit(
+        rows,
+        texts.premises,
+        texts.hypotheses,
+        texts.labels,
+        logits.numpy()[None],
+        data.classes,
+        language_of(short_name(dataset), texts.hypotheses),
+    )
+
+
+def _lines_of(scored: dict[str, ScoredSplit]) -> Iterator[dict]:
+    for name, one in scored.items():
+        yield from prediction_lines(name, "test", one)
+
+
+def write_predictions(path: Path, scored: dict[str, ScoredSplit]) -> None:
+    """predictions.jsonl: a line a row of test, to be compared or looked at without a model."""
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines_of(scored))
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    save_atomically(path, write)
+
+
+def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
+    """What the report says was run; config.yaml has all of it."""
+    info = run["checkpoint"]
+    return {
+        "command": run["command"],
+        "pretrained checkpoint": info["file"],
+        "its weights": info["weights_id"],
+        "its format": info["checkpoint_format"],
+        "its step": info["step"],
+        "network": f"{info['num_layers']} layers, {info['num_heads']} heads, width "
+        f"{info['model_dim']}, {info['vocab_size']} embedding rows",
+        "trunk at the start": "random" if args.random_init else "pretrained",
+        "data": run["data"]["content_sha256"],
+        "tokenizer": f"{args.tokenizer_name} ({run['tokenizer']['sha256'][:16]})",
+        "seed": args.seed,
+        "machine": f"{platform.node()}, {run['device']}",
+        "precision": run["dtype"],
+        "processes": run["processes"],
+        "versions": run["versions"],
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def write_results(
@@ -1113,7 +1243,7 @@ def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets
         f"scoring {fine_tuned_path(args)} of step {saved['step']}: its own tokenizer, template "
         f"{saved['template']} and block size {saved['block_size']} count, not the flags"
     )
-    scores = score_best(args, inputs, data)
+    scores, _ = score_best(args, inputs, data)
     if inputs.ranks.is_first:
         save_json(_results_path(args), _earlier_results(args) | scores)
 
@@ -1125,8 +1255,9 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatase
     if save is not None and inputs.ranks.from_first(lambda: _has_results(args)):
         print(f"finished already, see {_results_path(args)}")
         return
+    run = describe_run(args, inputs, data, decisive)
     if inputs.ranks.is_first:
-        write_config(args, inputs, data, decisive)
+        write_config(args, run)
     model = build_model(args, inputs.info, len(data.classes))
     model, optimizer, scaler = load_pretrained_model(args, model, inputs)
     if save is None:
@@ -1138,7 +1269,11 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatase
     kept = {"decisive": decisive, "self_check": check}
     progress = train(args, inputs, data, model, optimizer, scaler, save, kept)
     del model, optimizer, save
-    scores = score_best(args, inputs, data)
+    scores, best = score_best(args, inputs, data)
+    if args.report:
+        metrics = report_on_test(args, inputs, data, best, progress, run)
+        for name, of_set in metrics.items():
+            scores["test"].get("sets", {name: scores["test"]})[name].update(of_set)
     best_of_sets = score_best_of_sets(args, inputs, data, progress)
     if inputs.ranks.is_first:
         write_results(args, scores, best_of_sets, progress, check)
