@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import torch
 import yaml
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+# Of whole numbers, where a flag has no bound of its own.
+LARGEST = (1 << 63) - 1
+# How a message shows what a user gave.
+LONGEST_SHOWN = 200
+MAX_SHOWN_WORDS = 6
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -80,17 +89,20 @@ def _parse_words(
         try:
             arguments, unknown = parser.parse_known_args(words)
         except argparse.ArgumentError as error:
-            problems.append(f"{error.argument_name}: {error.message}")
+            problems.append(f"{error.argument_name}: {_shown(error.message)}")
             words = _without_flag(words, error.argument_name.split("/"))
         else:
-            return arguments, problems + [f"unknown argument {w}; see --help" for w in unknown]
+            return arguments, problems + [
+                f"unknown argument {_shown(word)}; see --help" for word in unknown
+            ]
 
 
 def _without_flag(words: list[str], names: list[str]) -> list[str]:
     kept, dropping = [], False
     for word in words:
         if word.startswith("-"):
-            dropping = word.split("=")[0] in names
+            # A letter may have its value behind it at once.
+            dropping = word.split("=")[0] in names or word[:2] in names
         if not dropping:
             kept.append(word)
     return kept
@@ -119,10 +131,14 @@ def _argparse_options(flag: Flag) -> dict[str, object]:
     return options | {"type": _lenient(flag.kind), "metavar": metavar, "nargs": flag.count}
 
 
-def _lenient(kind: type) -> Callable[[str], object]:
-    """A wrong number stays a string, so that it is reported with all other problems."""
+def _lenient(kind: type) -> Callable[[object], object]:
+    """What is no such number stays as it is, to be reported with all other problems."""
 
-    def convert(text: str) -> object:
+    def convert(value: object) -> object:
+        try:
+            text = str(value)
+        except ValueError:
+            return value  # a whole number of too many digits
         try:
             return kind(text)
         except ValueError:
@@ -135,13 +151,15 @@ def _read_recipe(path: Path, groups: FlagGroups) -> tuple[dict, list[str]]:
     """The values of a YAML file as the flags take them, and what is wrong with the file."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        return {}, [f"--config {path}: can't be read ({reason})"]
+    # A date that is none, a number of thousands of digits, lists in lists in lists: each raises
+    # something else in PyYAML.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {}, [f"--config {path}: can't be read ({_shown(reason)})"]
     if not isinstance(recipe, dict):
         return {}, [f"--config {path}: expected a mapping of flags to values"]
     flags = {flag.name: flag for group in groups.values() for flag in group}
-    unknown = [str(key) for key in recipe if key not in flags]
+    unknown = [_shown(key) for key in recipe if key not in flags]
     problems = [f"--config {path}: unknown key {key}; keys are the flags" for key in unknown]
     known = {key: value for key, value in recipe.items() if key in flags and value is not None}
     return {key: _recipe_value(flags[key], value) for key, value in known.items()}, problems
@@ -158,19 +176,22 @@ def _recipe_value(flag: Flag, value: object) -> object:
 
 def _scalar(flag: Flag, value: object) -> object:
     # YAML takes 1e-4 for a string, and a folder called 2024 for a number.
-    return value if isinstance(value, bool | list | dict) else _lenient(flag.kind)(str(value))
+    plain = isinstance(value, str | int | float | date) and not isinstance(value, bool)
+    return _lenient(flag.kind)(value) if plain else value
 
 
 def _problems_of(flag: Flag, value: object) -> list[str]:
     if value is None:
         return []
-    said = f"--{flag.name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+    given = value if isinstance(value, list) else [value]
+    said = f"--{flag.name} {' '.join(map(_shown, given[:MAX_SHOWN_WORDS]))}"
     expected = _expected_instead(flag, value)
     if expected is not None:
         return [f"{said}: expected {expected}"]
+    high = LARGEST if flag.kind is int and flag.high is None else flag.high
     bounds = [
         (flag.low, "at least", lambda bound: value >= bound),
-        (flag.high, "at most", lambda bound: value <= bound),
+        (high, "at most", lambda bound: value <= bound),
         (flag.above, "more than", lambda bound: value > bound),
     ]
     return [
@@ -188,13 +209,29 @@ def _expected_instead(flag: Flag, value: object) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     if flag.count is not None:
         right_count = len(value) == flag.count or (flag.count == "+" and value)
-        right = right_count and all(isinstance(word, str) and word for word in value)
+        right = right_count and all(map(_is_name, value))
         return None if right else f"{'some' if flag.count == '+' else flag.count} names"
     if flag.kind is str:
-        return None if isinstance(value, str) and value else "a name or path"
+        return None if _is_name(value) else "a name or path"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "a whole number" if flag.kind is int else "a number"
     return None if isinstance(value, int) or math.isfinite(value) else "a finite number"
+
+
+def _is_name(value: object) -> bool:
+    """No file system and no Hub takes a name with a NUL, which YAML can write."""
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _shown(value: object) -> str:
+    """Anything that a user gave, on one line and cut where it is long."""
+    try:
+        # Lists of the same list several times, and so on, would print for ever.
+        text = value if isinstance(value, str) else _SHORT.repr(value)
+    except ValueError:
+        text = "a number of thousands of digits"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_SHOWN + 1])
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def exit_code_of(
@@ -222,5 +259,6 @@ def exit_code_of(
         code = EXIT_FAILED
         problems = [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        printable = problem if problem.isprintable() else ascii(problem)[1:-1]
+        print(f"error: {printable}", file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ import pickle
 import re
 import struct
 import sys
+import warnings
 import zipfile
 import zlib
 from collections import Counter, defaultdict
@@ -32,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -52,6 +54,12 @@ FINE_TUNED_KIND = "hindi-xnli-classifier"
 DEFAULT_MAX_SEQ_LEN = 1024
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 MAX_LISTED = 6
+LONGEST_NAME = 80
+# Of a script's source text; parsing takes some hundred times as much memory.
+LONGEST_CODE = 1 << 20
+# Tied tables make more weights than a file stores; without a limit, some kilobytes would be a model
+# of any size.
+MOST_SHARING = 8
 
 # Pieces that stay in a core's cache from reading to copying, and enough threads to wait for the
 # disk while others compute the checksum.
@@ -426,8 +434,43 @@ def _stand_in(module: str, name: str) -> type:
     )
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Reads the pickle of a torch file into records. No global of the file is ever looked up."""
+def _refuse_operation(unpickler: pickle._Unpickler) -> None:
+    raise pickle.UnpicklingError("an operation that torch.save does not write")
+
+
+# What torch's own restricted reader takes, and what else can make a call, so that it is named.
+_PICKLE_OPERATIONS = b"".join(
+    (
+        *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.REDUCE, pickle.NEWOBJ),
+        *(pickle.BUILD, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE),
+        *(pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.BINPERSID),
+        *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1),
+        *(pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE),
+        *(pickle.SHORT_BINSTRING, pickle.BINGET, pickle.LONG_BINGET, pickle.BINPUT),
+        *(pickle.LONG_BINPUT, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.STACK_GLOBAL),
+        *(pickle.SHORT_BINUNICODE, pickle.MEMOIZE, pickle.FRAME),
+    )
+)
+
+
+# Where torch's own reader finds real classes, which take memory by the arguments of a pickle.
+_MODULES_OF_TORCHS_READER = (
+    *("builtins", "collections", "_codecs", "torch", "torch.cuda", "torch.sparse"),
+    *("torch.cuda.sparse", "torch.storage", "torch.nn.parameter"),
+)
+
+
+class _InertUnpickler(pickle._Unpickler):
+    """Reads the pickle of a torch file into records. No global of the file is ever looked up.
+
+    The pickle module's reader in Python: that in C takes gigabytes for the memo of a few bytes,
+    and hashes whatever a pickle puts into a dict.
+    """
+
+    dispatch = dict.fromkeys(range(256), _refuse_operation) | {
+        code: pickle._Unpickler.dispatch[code] for code in _PICKLE_OPERATIONS
+    }
 
     def __init__(self, file: object):
         super().__init__(file, encoding="utf-8")
@@ -444,12 +487,64 @@ class _InertUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: object) -> _StorageRecord:
         kind, storage_type, key, _location, numel = pid
         if kind != "storage" or not isinstance(storage_type, torch.dtype):
-            raise pickle.UnpicklingError(f"unknown kind of storage {storage_type!r}")
-        storage = _StorageRecord(str(key), storage_type, int(numel))
+            raise pickle.UnpicklingError("unknown kind of storage")
+        if type(key) is not str or type(numel) is not int:
+            raise pickle.UnpicklingError("a storage without a name or a size")
+        storage = _StorageRecord(key, storage_type, numel)
         # torch goes by the first, so weights could be read as another type than it sees.
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise pickle.UnpicklingError(f"storage {storage.key} is of two kinds")
+            raise pickle.UnpicklingError(f"storage {_shown(storage.key)} is of two kinds")
         return storage
+
+    def _set_items(self) -> None:
+        self._set(self.pop_mark())
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def _set(self, items: list) -> None:
+        target = self.stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # A tuple of the same tuple twice, and so on, is hashed for ever.
+            if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+                raise pickle.UnpicklingError("a nested tuple as a key")
+            if not isinstance(target, dict):
+                raise pickle.UnpicklingError("items of what is no dict")
+            target[key] = value
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if not isinstance(target, _InertDict) and type(type(target)) is not _RefusingType:
+            raise pickle.UnpicklingError(f"sets the state of a {type(target).__name__.lstrip('_')}")
+        target.__setstate__(state)
+
+    def _new(self) -> None:
+        _arguments, cls = self.stack.pop(), self.stack.pop()
+        if not isinstance(cls, _RefusingType):
+            raise pickle.UnpicklingError("instantiates what is no class")
+        if cls.__module__ in _MODULES_OF_TORCHS_READER:
+            raise _RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
+        self.append(cls.__new__(cls))
+
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEMS[0]] = _set_items
+    dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.NEWOBJ[0]] = _new
+
+
+def _rebuilt_tensor(
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    _requires_grad: object = False,
+    _hooks: object = None,
+    metadata: object = None,
+) -> _TensorRecord:
+    if metadata:
+        raise pickle.UnpicklingError("a tensor that is not just its storage's values")
+    return _TensorRecord(storage, offset, size, stride)
 
 
 def _inert_global(module: str, name: str) -> object:
@@ -458,13 +553,11 @@ def _inert_global(module: str, name: str) -> object:
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
     calls = {
-        ("torch._utils", "_rebuild_tensor_v2"): lambda s, o, size, st, *_: _TensorRecord(
-            s, o, size, st
-        ),
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuilt_tensor,
         ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-        ("collections", "OrderedDict"): lambda *args: _InertDict(*args),
+        ("collections", "OrderedDict"): lambda: _InertDict(),
         ("torch", "Size"): lambda *args: tuple(*args),
-        ("torch", "device"): lambda *args: ":".join(map(str, args)),
+        ("torch", "device"): lambda *_: "device",
     }
     call = calls.get((module, name))
     return call and _Inert(f"{module}.{name}", call)
@@ -483,6 +576,7 @@ _PICKLE_ERRORS = (
     MemoryError,
     RecursionError,
     ImportError,
+    struct.error,
 )
 
 # What a damaged zip makes `zipfile` raise; RuntimeError for flags of encryption and versions.
@@ -508,7 +602,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except _ZIP_ERRORS as error:
         raise CheckpointError(
-            f"{path}: not the zip that torch.save writes, or truncated ({error}); "
+            f"{path}: not the zip that torch.save writes, or truncated ({_shown(str(error))}); "
             "copy the file again and compare its size with the original's"
         ) from error
     except OSError as error:
@@ -518,7 +612,8 @@ def _reading(path: Path) -> Iterator[None]:
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> _FileRecord:
     members = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(members) != len(archive.infolist()) or len(pickles) != 1:
+    # torch looks for names without regard to case.
+    if len({name.lower() for name in members}) != len(archive.infolist()) or len(pickles) != 1:
         raise CheckpointError(
             f"{path}: a zip, but not one that torch.save wrote (found {len(pickles)} data.pkl); "
             "give a checkpoint of the pretraining script"
@@ -534,12 +629,12 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> _FileRecord:
         content = unpickler.load()
     except _RefusedCall as refused:
         raise CheckpointError(
-            f"{path}: its pickle calls {refused}, and nothing in a checkpoint is executed; "
-            "load it where you trust it, and save the weights alone with torch.save"
+            f"{path}: its pickle calls {_shown(str(refused))}, and nothing in a checkpoint is "
+            "executed; load it where you trust it, and save the weights alone with torch.save"
         ) from None
     except _PICKLE_ERRORS as error:
         raise CheckpointError(
-            f"{path}: its pickle is damaged ({error}); copy the file again"
+            f"{path}: its pickle is damaged ({_shown(str(error))}); copy the file again"
         ) from error
     content = _checked_content(path, content)
     version = _file_version(os.fstat(archive.fp.fileno()))
@@ -571,13 +666,13 @@ def _checked_content(path: Path, content: object) -> dict:
         )
     model = content.get("model")
     if not isinstance(model, dict) or not model:
-        found = ", ".join(map(str, list(content)[:MAX_LISTED])) or "nothing"
+        found = _listed(content) or "nothing"
         raise CheckpointError(
             f"{path}: no weights under 'model' (found {found}); "
             "give a checkpoint of the pretraining script"
         )
-    odd = [str(name) for name, value in model.items() if not isinstance(value, _TensorRecord)]
-    odd += [repr(name) for name in model if not isinstance(name, str)]
+    odd = [name for name, value in model.items() if not isinstance(value, _TensorRecord)]
+    odd += [name for name in model if not isinstance(name, str)]
     if odd:
         raise CheckpointError(f"{path}: in 'model', {_listed(odd)} is no tensor; save it again")
     return content
@@ -626,8 +721,8 @@ def _read_storages(
         crc, count, finite = _take_in(pieces, storage.dtype, copies.get(storage, ()))
         if (crc, count) != (entry.CRC, storage.numel):
             raise CheckpointError(
-                f"{path}: the bytes of {names[storage]} are damaged (CRC-32 of {entry.filename}); "
-                "copy the file again"
+                f"{path}: the bytes of {_shown(names[storage])} are damaged (CRC-32 of "
+                f"{_shown(entry.filename)}); copy the file again"
             )
         return not finite
 
@@ -649,10 +744,7 @@ def _stored_pieces(
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return
-        file.seek(entry.header_offset)
-        header = file.read(30)
-        name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-        file.seek(entry.header_offset + 30 + name_bytes + extra_bytes)
+        file.seek(_start_of_data(file, entry))
         buffer, left = memoryview(bytearray(PIECE_BYTES)), entry.file_size
         while left and file.readinto(buffer[:left]) == len(buffer[:left]):
             yield buffer[:left]
@@ -694,17 +786,24 @@ def _weights_id(record: _FileRecord) -> str:
 
 def _check_bounds(path: Path, record: _FileRecord) -> None:
     """Every storage of the weights is there, and as long as its tensors need."""
-    for name, tensor in record.content["model"].items():
+    model = record.content["model"]
+    for name, tensor in model.items():
         _check_bounds_of(path, name, tensor, record)
+    stored = sum(storage.numel for storage in {tensor.storage for tensor in model.values()})
+    meant = sum(math.prod(tensor.size) for tensor in model.values())
+    if meant > MOST_SHARING * stored:
+        raise CheckpointError(
+            f"{path}: {meant} weights of only {stored} stored values; save the model again"
+        )
 
 
 def _check_bounds_of(path: Path, name: str, tensor: _TensorRecord, record: _FileRecord) -> None:
-    storage = tensor.storage
+    storage, name = tensor.storage, _shown(name)
     if not isinstance(storage, _StorageRecord):
         raise CheckpointError(f"{path}: {name} has no storage; copy the file again")
     size, stride = _as_ints(tensor.size), _as_ints(tensor.stride)
     numbers = (tensor.offset, *size, *stride)
-    if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+    if len(size) != len(stride) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers):
         raise CheckpointError(f"{path}: {name} has an impossible shape; copy the file again")
     steps = [(n - 1) * step for n, step in zip(size, stride, strict=True)]
     needed = 0 if 0 in size else tensor.offset + sum(steps) + 1
@@ -726,11 +825,46 @@ def _load_mapped(path: Path, record: _FileRecord) -> dict:
     """`torch.load` without reading the tensors; classes that are merely instantiated stay inert."""
     stand_ins = [(_stand_in(*names), ".".join(names)) for names in record.stand_ins]
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (*_PICKLE_ERRORS, RuntimeError, OSError, _RefusedCall) as error:
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            # It warns of what it is about to refuse.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    # Its reader raises assertions, errors of struct, and whatever the rebuilding of a tensor does.
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: torch can't load it ({reason}); copy it again") from error
+        raise CheckpointError(
+            f"{path}: torch can't load it ({_shown(reason)}); copy it again"
+        ) from error
+    _check_unchanged(path, record)
+    return content | {"model": _mapped_weights(path, record)}
+
+
+def _mapped_weights(path: Path, record: _FileRecord) -> dict[str, Tensor]:
+    """The weights mapped from where `record` says that they are, which is what gets checked."""
+    with _reading(path), open(path, "rb") as file:
+        starts = {
+            tensor.storage: _start_of_data(file, record.entry(tensor.storage))
+            for tensor in record.content["model"].values()
+        }
+        num_bytes = os.fstat(file.fileno()).st_size
+    whole = torch.UntypedStorage.from_file(str(path), False, num_bytes)
+    ends = {storage: start + record.entry(storage).file_size for storage, start in starts.items()}
+    if max(ends.values()) > num_bytes:
+        raise CheckpointError(f"{path}: ends within its weights; copy the file again")
+    storages = {storage: whole[start : ends[storage]] for storage, start in starts.items()}
+    return {
+        name: torch.empty(0, dtype=tensor.storage.dtype).set_(
+            storages[tensor.storage], tensor.offset, tuple(tensor.size), tuple(tensor.stride)
+        )
+        for name, tensor in record.content["model"].items()
+    }
+
+
+def _start_of_data(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where in the file the bytes of an entry begin, behind its local header."""
+    file.seek(entry.header_offset + 26)
+    of_name, of_extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return entry.header_offset + 30 + of_name + of_extra
 
 
 def _unwrapped(path: Path, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -752,10 +886,13 @@ def _common_prefix(model: Mapping[str, Tensor]) -> str:
     return name.removesuffix(_without_prefix(name))
 
 
+_BLOCK = re.compile(r"blocks\.([0-9]{1,4})\.")
+
+
 def _name_pattern(name: str) -> re.Pattern[str]:
     escaped = re.escape(name)
     # At most four digits, and no leading zero: "blocks.007" is not a name that a script writes.
-    number = r"0|[1-9]\\d{0,3}"
+    number = r"0|[1-9][0-9]{0,3}"
     return re.compile(re.sub(r"\\{(\w)\\}", rf"(?P<\1>{number})", escaped))
 
 
@@ -769,7 +906,7 @@ def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
         hints = [name for name in state if re.search(pattern, name)]
         if hints:
             raise CheckpointError(
-                f"{path}: has {hints[0]}, as {family}: that family is not supported yet; "
+                f"{path}: has {_shown(hints[0])}, as {family}: that family is not supported yet; "
                 f"supported are {', '.join(FORMATS)}"
             )
     names = {fmt: {rule.name for rule in rules} for fmt, rules in FORMATS.items()}
@@ -791,7 +928,7 @@ def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
 def _check_tensors(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str, int | None]:
     """The sizes L, D, I, V, R, S of a file whose every key and shape is as the table says, and
     `no_attention`, the block without attention."""
-    blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
+    blocks = [int(m[1]) for name in state if (m := _BLOCK.match(name))]
     L = max(blocks, default=-1) + 1
     no_attention = _layer_without_attention(L, state)
     expected = dict(_expected_shapes(fmt, L, no_attention))
@@ -838,7 +975,8 @@ def _expected_shapes(
 
 def _layer_without_attention(num_layers: int, state: Iterable[str]) -> int | None:
     """The one block that the scripts leave without attention; any further one is a loss."""
-    with_attention = {int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.attn", name))}
+    blocks = ((name, _BLOCK.match(name)) for name in state)
+    with_attention = {int(m[1]) for name, m in blocks if m and name.startswith("attn", m.end())}
     without = [i for i in range(num_layers) if i not in with_attention]
     if 7 in without:
         return 7
@@ -926,8 +1064,13 @@ def _gpt_call(code: str) -> dict[str, int]:
     Only what is a literal, or a name or attribute that the script sets to one literal, is told;
     calls that contradict each other tell nothing.
     """
+    if len(code) > LONGEST_CODE:
+        return {}
     try:
-        tree = ast.parse(code)
+        with warnings.catch_warnings():
+            # Of a script that is not the user's to mend.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     constants = _constants(tree)
@@ -974,7 +1117,7 @@ def _constant(node: ast.AST, constants: Mapping[str, set[int | None]]) -> int | 
     else:
         values = constants.get(_last_name(node) or "", set())
     value = next(iter(values)) if len(values) == 1 else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if type(value) is int and 0 < value < 1 << 31 else None
 
 
 def _config(
@@ -1065,9 +1208,16 @@ def _scalar_name(index: int, num_layers: int) -> str:
 
 
 def _listed(names: Iterable[object]) -> str:
-    names = [str(name) for name in names]
+    names = list(names)
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
+    return ", ".join(map(_shown, names[:MAX_LISTED])) + more
+
+
+def _shown(name: object) -> str:
+    """What a file calls something, fit for one line of a terminal."""
+    text = name if isinstance(name, str) else repr(name)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
 def _count_dtypes(state: Mapping[str, Tensor]) -> Counter:

@@ -43,6 +43,7 @@ CACHE_VERSION = 1
 ENCODE_CHUNK = 1024
 JOIN_CHUNK = 65536
 MAX_LISTED = 5
+LONGEST_SHOWN = 200
 
 # What stands around the two texts; pretraining put the end-of-text token before every document.
 TEMPLATES = {
@@ -253,7 +254,9 @@ def pair_encoding(
     """The same from the text of a tokenizer file; `name` is for the messages."""
     if isinstance(tokenizer_json, str):
         tokenizer_json = tokenizer_json.encode()
-    try:
+    with _tokenizers_errors(
+        f"{name}: not a tokenizer file", "give the tokenizer.json of the pretraining"
+    ):
         parsed = json.loads(tokenizer_json)
         parsed |= {"truncation": None, "padding": None, "post_processor": None}
         if isinstance(parsed["model"], dict) and "dropout" in parsed["model"]:
@@ -262,13 +265,9 @@ def pair_encoding(
             # Only tokens marked special are left alone by encode_special_tokens below.
             if added["content"] in END_OF_TEXT_TOKENS:
                 added["special"] = True
+        _check_merges(parsed["model"])
         tokenizer = Tokenizer.from_str(json.dumps(parsed))
-    # tokenizers raises bare Exception for what its own parser refuses.
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{name}: not a tokenizer file ({reason}); give the tokenizer.json of the pretraining"
-        ) from error
+        _check_ids(tokenizer)
     # A special token spelled out in a text is text: it must not end the premise.
     tokenizer.encode_special_tokens = True
     candidates = (tokenizer.token_to_id(token) for token in END_OF_TEXT_TOKENS)
@@ -280,6 +279,34 @@ def pair_encoding(
         )
     digest = hashlib.sha256(tokenizer_json).hexdigest()
     return PairEncoding(tokenizer, digest, end_of_text, template, block_size)
+
+
+@contextmanager
+def _tokenizers_errors(said: str, advice: str) -> Iterator[None]:
+    """Turns what the tokenizers library and its parsers raise into a DataError."""
+    try:
+        yield
+    # It raises bare Exception, and where its Rust code panics something that is none.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{said} ({_reason(error)}); {advice}") from error
+
+
+def _check_merges(model: Mapping[str, object]) -> None:
+    """The library cuts the prefix off unseen, and ends the whole process where it is not there."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in (model.get("merges") or []) if prefix else []:
+        second = merge.split(" ")[-1] if isinstance(merge, str) else merge[-1]
+        if not second.startswith(prefix):
+            raise ValueError(f"the merge {merge!r} lacks the prefix {prefix!r}")
+
+
+def _check_ids(tokenizer: Tokenizer) -> None:
+    token_of: dict[int, str] = {}
+    for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+        if token_of.setdefault(number, token) != token:
+            raise ValueError(f"{token!r} and {token_of[number]!r} are both token {number}")
 
 
 def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:
@@ -536,10 +563,12 @@ def _read_delimited(
                     )
                 rows.append(tuple(fields[place] for place in places))
         except csv.Error as error:
+            opens = "opens with a quote but is not a quoted field"
+            what = "is too long" if "limit" in str(error) else opens
             raise DataError(
                 f"{path}: {split} row {len(rows) + 1} (line {reader.line_num}) has a field that "
-                f"opens with a quote but is not a quoted field ({error}); double the quotes and "
-                "quote the whole field, or write jsonl"
+                f"{what} ({_reason(error)}); double the quotes and quote the whole field, or write "
+                "jsonl"
             ) from error
     return rows
 
@@ -547,7 +576,7 @@ def _read_delimited(
 def _places(header: list[str], path: Path, request: DataRequest) -> list[int]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise DataError(f"{path}: column {repeated[0]} stands twice in the header")
+        raise DataError(f"{path}: column {_shown(repeated[0])} stands twice in the header")
     _require_columns(header, str(path), request)
     return [header.index(column) for column in request.columns]
 
@@ -562,16 +591,14 @@ def _read_jsonl(path: Path, split: str, request: DataRequest) -> list[tuple[obje
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{where} is not JSON ({error})") from error
+                raise DataError(f"{where} is not JSON ({_reason(error)})") from error
             if not isinstance(row, dict):
                 raise DataError(f"{where} is no object, expected one a line")
             _require_columns(row, where, request)
             for column in request.text_columns:
                 if not isinstance(row[column], str):
-                    raise DataError(
-                        f"{where} has {type(row[column]).__name__} {row[column]!r} in {column}, "
-                        "expected text"
-                    )
+                    found = f"{type(row[column]).__name__} {_shown(repr(row[column]))}"
+                    raise DataError(f"{where} has {found} in {column}, expected text")
             rows.append(tuple(row[column] for column in request.columns))
     return rows
 
@@ -610,7 +637,7 @@ def _compare_with_plain_reading(
             if row[place] != text:
                 raise DataError(
                     f"{paths[0]}: row {number} is read as something else by datasets "
-                    f"({row[place]!r} as {text!r}); write it as parquet"
+                    f"({_shown(repr(row[place]))} as {_shown(repr(text))}); write it as parquet"
                 )
 
 
@@ -681,7 +708,7 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
         loaded = dict(datasets.load_dataset(name, config))
     # The errors of the HTTP library below `datasets` have no base of their own.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _reason(error)
         if online:
             raise DataError(
                 f"--dataset {request.dataset}: can't load {name} ({reason}); check the name and "
@@ -731,12 +758,10 @@ class _said_as_data_error:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        import datasets
-
-        readers_errors = (OSError, ValueError, TypeError, LookupError, RuntimeError, StopIteration)
-        if isinstance(error, (*readers_errors, datasets.exceptions.DatasetsError)):
-            reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-            raise DataError(f"{self.name}: datasets can't read it ({reason[0]})") from error
+        # A damaged file makes it stumble over whatever it takes for granted.
+        if isinstance(error, Exception):
+            reason = _reason(error.__cause__ or error)
+            raise DataError(f"{self.name}: datasets can't read it ({reason})") from error
 
 
 def _hash_files(files: Iterable[Path], root: Path | None) -> str:
@@ -759,6 +784,8 @@ def _checked_texts(
         where = source.where(split)
         _require_columns(loaded[split].column_names, where, request)
         with _said_as_data_error(where):
+            # Arrow maps files as they are: a damaged one could end the process here.
+            loaded[split].data.validate(full=True)
             columns = [loaded[split][column][:] for column in request.columns]
         texts[split] = [
             _checked_column(values, column, where)
@@ -790,7 +817,7 @@ def _require_columns(found: Iterable[str], where: str, request: DataRequest) -> 
     missing = [column for column in request.columns if column not in found]
     if missing:
         raise DataError(
-            f"{where}: no column {', '.join(missing)} (found {', '.join(map(str, found))}); "
+            f"{where}: no column {', '.join(missing)} (found {_listed(found)}); "
             "name the columns with --text_column PREMISE HYPOTHESIS and --label_column"
         )
 
@@ -900,9 +927,21 @@ def _label_ids(labels: Sequence[str | int], classes: Sequence[str], where: str) 
     return np.array([ids[label] for label in labels], dtype=np.int64)
 
 
-def _listed(items: Sequence[str]) -> str:
+def _listed(items: Iterable[object]) -> str:
+    items = list(items)
     more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
-    return ", ".join(items[:MAX_LISTED]) + more
+    return ", ".join(_shown(str(item)) for item in items[:MAX_LISTED]) + more
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return _shown((str(error).splitlines() or [""])[0].strip() or type(error).__name__)
+
+
+def _shown(text: str) -> str:
+    """What comes from a file, fit for one line of a terminal."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
@@ -1070,7 +1109,8 @@ def _encode_chunk(
     tokenizer: Tokenizer, dtype: type, texts: list[str]
 ) -> tuple[np.ndarray, list[int], list[int]]:
     """The token ids of texts one after the other, and the tokens and words of each."""
-    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    with _tokenizers_errors("the tokenizer can't encode the texts", "is it the right one?"):
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     rows = [row.ids for row in encoded]
     tokens = np.fromiter(chain.from_iterable(rows), dtype)
     return tokens, [len(row) for row in rows], [len(text.split()) for text in texts]

@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -198,9 +199,11 @@ CODES_THAT_DO_NOT = {
     "unknown name": "model = GPT(num_heads=heads)",
     "not a count": "model = GPT(num_heads=True)",
     "not positive": "model = GPT(num_heads=0)",
+    "of 4000 digits": f"model = GPT(num_heads={'9' * 4000})",
     "text": "model = GPT(num_heads='4')",
     "not text": ["model = GPT(num_heads=4)"],
     "a tensor": torch.ones(3),
+    "longer than any script": "x = 1\n" * 200_000 + "GPT(num_heads=4)",
 }
 
 
@@ -216,6 +219,13 @@ def test_heads_are_asked_for_where_code_does_not_tell(tmp_path, capsys, code):
     assert_refused(path, "number of heads can't be told.*--n_head", capsys)
     info, _ = inspect_checkpoint(path, num_heads=4)
     assert (info["num_heads"], info["head_count_from"]) == (4, "--n_head")
+
+
+def test_what_python_warns_of_in_code_is_not_said(tmp_path):
+    path = tiny_file(tmp_path, "medium", code="'\\d'\nGPT(num_heads=4)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inspect_checkpoint(path)[0]["num_heads"] == 4
 
 
 def test_code_is_read_and_never_run(tmp_path):
@@ -559,8 +569,9 @@ def test_a_storage_shorter_than_its_tensor(tmp_path, capsys, keep):
         (b"K\x10K\x01\x86", b"J\xf0\xff\xff\xffK\x01\x86", "impossible shape"),
         (b"M\x4d\x01K\x10\x86", b"M\x4d\x01\x85", "impossible shape"),
         (b"M\x4d\x01K\x10\x86", b"M\x4d\x01", "damaged|impossible shape"),
+        (b"M\x4d\x01K\x10\x86", b"\x8a\xff" + b"\x7f" * 255 + b"K\x10\x86", "impossible shape"),
     ],
-    ids=["rows", "numel", "stride", "negative stride", "one dimension", "size no tuple"],
+    ids=["rows", "numel", "stride", "negative stride", "one dimension", "size no tuple", "vast"],
 )
 def test_a_tensor_that_does_not_fit_its_storage(tmp_path, capsys, old, new, match):
     def alter(name: str, data: bytes) -> bytes:
@@ -699,6 +710,86 @@ def test_however_tensors_lie_in_storages(tmp_path, monkeypatch, fmt, store, piec
     trunk, _, checkpoint = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, state))
     assert_holds(trunk, fmt, state)
     assert all(torch.equal(checkpoint["model"][name], state[name]) for name in state)
+
+
+def test_far_more_weights_than_stored_values(tmp_path, capsys):
+    state = tiny_state("medium")
+    buffer = torch.ones(max(tensor.numel() for tensor in state.values()))
+    shared = {n: buffer[: t.numel()].view(t.shape) for n, t in state.items() if n != "scalars"}
+    match = r"\d+ weights of only 6204 stored values"
+    assert_refused(tiny_file(tmp_path, "medium", state | shared), match, capsys)
+
+
+def test_a_value_that_stands_for_many(tmp_path, capsys):
+    state = tiny_state("medium")
+    rows = {n: t[:1, :1].clone().expand(t.shape) for n, t in state.items() if "embed" in n}
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, "medium", state | rows))
+    assert_holds(trunk, "medium", state | rows)
+    many = {n: t.clone()[:1, :1].expand(1 << 40, 16) for n, t in state.items() if "embed" in n}
+    many["lm_head_w"] = many["embed.weight"]
+    assert_refused(tiny_file(tmp_path, "medium", state | many), "weights of only", capsys)
+
+
+def test_a_tensor_that_is_not_just_its_storage(tmp_path, capsys):
+    """What torch negates when it is used is stored as it was before."""
+    negated = torch._neg_view(tiny_state("medium")["embed.weight"])
+    path = tiny_file(tmp_path, "medium", tiny_state("medium") | {"embed.weight": negated})
+    assert_refused(path, "not just its storage's values", capsys)
+
+
+@pytest.mark.parametrize("start", [b"x" * 100, bytes(4096)])
+def test_bytes_before_the_zip(tmp_path, start):
+    path = tiny_file(tmp_path, "medium")
+    path.write_bytes(start + path.read_bytes())
+    state = load_or_refuse(path)
+    if state is not None:
+        assert_exactly_right(state)
+
+
+def test_names_that_differ_in_case_alone(tmp_path, capsys):
+    """torch takes any of them, zipfile the one that is asked for."""
+    path = tiny_file(tmp_path, "medium")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("medium/DATA.PKL", archive.read("medium/data.pkl"))
+    assert_refused(path, "not one that torch.save wrote", capsys)
+
+
+def test_a_pickle_of_another_protocol(tmp_path, capsys):
+    content = {"model": tiny_state("medium"), "code": gpt_call(12, 2, 16)}
+    torch.save(content, tmp_path / "file.pt", pickle_protocol=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_refused(tmp_path / "file.pt", "pickle is damaged|can't load", capsys)
+
+
+NESTED = b")" + b"q\x00h\x00\x86" * 60  # a tuple of a tuple twice, and so on
+
+
+@pytest.mark.parametrize(
+    "pickled, match",
+    [
+        (b"}" + NESTED + b"Ns.", "a nested tuple as a key"),
+        (b"}(" + NESTED + b"Nu.", "a nested tuple as a key"),
+        (b"}X\x05\x00\x00\x00model" + NESTED + b"s.", "no weights under 'model'"),
+        (
+            b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + NESTED + b"NK\x02tQ.",
+            "without a name",
+        ),
+        (b"Nr\xff\xff\xff\x0f.", "expected the dict"),
+        (b"ctorch\nTensor\nJ\xff\xff\xff\x7f\x85\x81.", "calls torch.Tensor"),
+        (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85\x81.", "calls builtins.bytearray"),
+        (b"ctorch\nfloat32\n}b.", "sets the state of a dtype"),
+        (b"\x82\xf1.", "an operation that torch.save does not write"),
+        (b"c\x1b[31m\nx\n)R.", r"calls \\x1b\[31m\.x"),
+    ],
+    ids="key keys value storage memo tensor bytes dtype extension color".split(),
+)
+def test_a_pickle_that_asks_for_hours_or_gigabytes(tmp_path, capsys, pickled, match):
+    path = rewritten(
+        tiny_file(tmp_path, "medium"),
+        lambda name, data: b"\x80\x02" + pickled if name.endswith("data.pkl") else data,
+    )
+    assert_refused(path, match, capsys)
 
 
 def test_a_storage_of_two_kinds(tmp_path, capsys):
@@ -908,6 +999,13 @@ STATE_ERRORS = {
     "one key of the other": (
         lambda fmt, s: s | {"lm_head_w" if fmt == "small" else "lm_head.weight": s["embed.weight"]},
         "keys are of both small and medium",
+    ),
+    "a name of two lines": (lambda fmt, s: s | {"a\nb": s["scalars"]}, r"unknown a\\nb"),
+    "a name that is no text": (lambda fmt, s: s | {"\ud800": s["scalars"]}, r"unknown \\ud800"),
+    "a long name": (lambda fmt, s: s | {"x" * 9999: s["scalars"]}, "unknown x{80}…; every key"),
+    "a block of many digits": (
+        lambda fmt, s: s | {f"blocks.{'9' * 5000}.attn.qkvo_w": s["scalars"]},
+        "unknown blocks.9",
     ),
     "neither format": (lambda fmt, s: {"conv.weight": s["scalars"]}, "of none of small, medium"),
     "fine-tuned": (

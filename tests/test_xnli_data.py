@@ -540,11 +540,50 @@ def test_parquet_text_that_is_not_utf8(tmp_path):
     table = pa.table({"premise": premises, "hypothesis": ["a"] * 3, "label": [0, 1, 2]})
     write_folder(tmp_path / "data", "parquet")
     pq.write_table(table, tmp_path / "data" / "train.parquet")
-    with pytest.raises(DataError, match="train.*utf-8"):
+    with pytest.raises(DataError, match="train.*Invalid UTF8"):
         texts_of(tmp_path / "data", tmp_path / "cache")
 
 
 HEADER = "premise,hypothesis,label\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "said"),
+    [
+        ("csv", '"pre\nmise",hypothesis,label\na,b,0\n', r"no column premise .found pre\\nmise"),
+        ("csv", '"\x1b[1m","\x1b[1m",label\na,b,0\n', r"\\x1b\[1m stands twice"),
+        ("tsv", 'premise\thypothesis\tlabel\n"a"b\tc\t0\n', "opens with a quote"),
+        ("csv", f"premise,hypothesis,label\na,{'b' * 200_000},0\n", "field that is too long"),
+        ("jsonl", '{"pre\\nmise": 1}\n', r"found pre\\nmise"),
+        ("jsonl", json.dumps({"premise": ["x" * 9999], "hypothesis": "", "label": 0}), "x…"),
+    ],
+)
+def test_what_a_file_holds_is_said_on_one_line(tmp_path, kind, train, said):
+    write_raw(tmp_path / "data", kind, train)
+    with pytest.raises(DataError, match=said) as caught:
+        texts_of(tmp_path / "data", tmp_path / "cache")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_a_save_to_disk_folder_with_damaged_places_of_texts(tmp_path):
+    """Whatever is in the places is an error, and never another text or the end of the process."""
+    rows = class_label_dataset(list(NLI_CLASSES))
+    datasets.DatasetDict(dict.fromkeys(SPLITS, rows)).save_to_disk(str(tmp_path / "data"))
+    (path,) = (tmp_path / "data" / "train").glob("*.arrow")
+    ends = np.cumsum([len(row["premise"].encode()) for row in rows_of()], dtype=np.int32)
+    data, places = path.read_bytes(), ends[:2].tobytes()
+    assert data.count(places) == 1
+    path.write_bytes(data.replace(places, np.int32([ends[0], 1 << 30]).tobytes()))
+    with pytest.raises(DataError, match="train.*can't read"):
+        texts_of(tmp_path / "data", tmp_path / "cache")
+
+
+def test_a_save_to_disk_folder_with_other_json_in_it(tmp_path):
+    rows = class_label_dataset(list(NLI_CLASSES))
+    datasets.DatasetDict(dict.fromkeys(SPLITS, rows)).save_to_disk(str(tmp_path / "data"))
+    (tmp_path / "data" / "test" / "dataset_info.json").write_text('{"features": "x"}')
+    with pytest.raises(DataError, match="test.*can't read"):
+        texts_of(tmp_path / "data", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("inside", [".", "data"])
@@ -1236,6 +1275,43 @@ def test_a_file_that_is_no_tokenizer(tmp_path, content):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(DataError, match="bad.json: not a tokenizer file"):
         load_pair_encoding(str(tmp_path / "bad.json"))
+
+
+def two_tokens_of_one_id(parsed):
+    parsed["model"]["vocab"]["क"] = 7
+
+
+def merges_without_their_prefix(parsed):
+    """The library would end the process: it cuts a letter in two."""
+    parsed["model"]["continuing_subword_prefix"] = "x"
+
+
+def a_name_of_two_lines(parsed):
+    parsed["model"]["type"] = "a\n\x1b[31mb"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (two_tokens_of_one_id, "are both token 7"),
+        (merges_without_their_prefix, "the merge .* lacks the prefix 'x'"),
+        (a_name_of_two_lines, "not a tokenizer file"),
+    ],
+)
+def test_a_tokenizer_that_contradicts_itself(tmp_path, tokenizer, change, said):
+    parsed = json.loads(tokenizer.to_str())
+    change(parsed)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(parsed))
+    with pytest.raises(DataError, match=said) as caught:
+        load_pair_encoding(str(path))
+    assert str(path) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_tokenizer_without_its_token_for_the_unknown(tmp_path):
+    words = Tokenizer(models.WordLevel({END: 0, "a": 1}, unk_token="[UNK]"))
+    with pytest.raises(DataError, match=r"can't encode the texts \(.*is it the right one"):
+        encode_pairs([("a", "b")], encoding_of(words, tmp_path / "words.json"))
 
 
 def test_a_tokenizer_that_is_missing_names_the_places(tmp_path):
