@@ -176,7 +176,7 @@ FLAGS: FlagGroups = {
     "recipe": (
         Flag("batch_size", int, 16, "times --gradient_accumulation_steps: a step's pairs", low=1),
         Flag("gradient_accumulation_steps", int, 4, "see --batch_size", low=1),
-        Flag("num_epochs", float, 3.0, "passes over the training data", above=0),
+        Flag("num_epochs", float, 3.0, "passes over the training data", above=0, high=1e6),
         Flag("max_steps", int, None, "steps at most, instead of --num_epochs", low=1),
         Flag("learning_rate", float, 1e-4, "peak rate", above=0),
         Flag("backbone_lr_scale", float, 1.0, "the trunk's share of the rate", low=0),
