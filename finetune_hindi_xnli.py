@@ -847,7 +847,13 @@ class Records:
             "tokenizer": inputs.encoding.tokenizer.to_str(),
             "template": inputs.encoding.template,
             "block_size": inputs.encoding.block_size,
-            "pretrained": {"file": inputs.info["file"], "step": inputs.info["step"]},
+            "datasets": list(data.sets),
+            "pretrained": {
+                "file": inputs.info["file"],
+                "step": inputs.info["step"],
+                "weights_id": inputs.info["weights_id"],
+                "random_init": args.random_init,
+            },
         }
         self.loggers = _open_loggers(args)
 

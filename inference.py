@@ -8,7 +8,8 @@ classifier.predict([(premise, hypothesis), ...])
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from command_line import UsageError
-from evaluation import classification_metrics, predict_logits
+from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
 from training import (
@@ -28,7 +29,7 @@ from training import (
     cut_by_tokens,
     read_whole,
 )
-from xnli_data import EncodedSplit, pack
+from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a forward pass without gradients, which needs little memory.
@@ -45,14 +46,7 @@ def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
         return device
     if device.index is not None:
         raise UsageError([f"--device {name}: every rank has its own GPU; say cuda"])
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise UsageError(
-            [
-                f"LOCAL_RANK {ranks.local_rank}: only {torch.cuda.device_count()} GPUs here; "
-                "start one process a GPU"
-            ]
-        )
-    return torch.device("cuda", ranks.local_rank)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _named_device(name: str | None) -> torch.device:
@@ -108,6 +102,28 @@ def evaluate_split(
 ) -> dict | None:
     """Metrics on a whole split, or on every rank's first batches of the longest rows.
 
+    None where a noted signal broke it off on some rank.
+    """
+    computed = split_logits(model, split, len(classes), dtype, max_tokens, max_batches, ranks, stop)
+    if computed is None:
+        return None
+    logits, rows = computed
+    return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
+
+
+def split_logits(
+    model: GPTClassification,
+    split: EncodedSplit,
+    num_classes: int,
+    dtype: torch.dtype,
+    max_tokens: int,
+    max_batches: int | None = None,
+    ranks: Ranks = ALONE,
+    stop: StopSignals | None = None,
+) -> tuple[Tensor, np.ndarray] | None:
+    """Logits [R, classes], float32 on the CPU, and the rows [R] of the split that they are of, in
+    order: all of them, or those of every rank's first batches of the longest rows.
+
     Every row is computed by one rank. Where a GPU's memory does not hold `max_tokens` at once,
     half of them are tried. None where a noted signal broke it off on some rank.
     """
@@ -115,18 +131,17 @@ def evaluate_split(
     cuts = cut_by_tokens(split.lengths[share], max_tokens)[:max_batches]
     own = [share[cut] for cut in cuts if len(cut)]
     model.eval()
-    own_logits = _logits_within_memory(model, split, own, len(classes), dtype, stop)
+    own_logits = _logits_within_memory(model, split, own, num_classes, dtype, stop)
     broken_off = stop is not None and stop.received is not None
     if ranks.any(broken_off)[0]:
         return None
     # What other ranks compute is zero here: the sum is exact.
-    logits, computed = torch.zeros(len(split), len(classes)), torch.zeros(len(split))
+    logits, computed = torch.zeros(len(split), num_classes), torch.zeros(len(split))
     if own:
         own_rows = torch.from_numpy(np.concatenate(own))
         logits[own_rows], computed[own_rows] = own_logits, 1.0
     rows = ranks.sum_over_all(computed).nonzero()[:, 0]
-    logits = ranks.sum_over_all(logits)[rows]
-    return classification_metrics(logits, np.asarray(split.labels)[rows.numpy()], classes)
+    return ranks.sum_over_all(logits)[rows], rows.numpy()
 
 
 def _logits_within_memory(
@@ -172,3 +187,185 @@ def _logits_of(
             return model(row.to(device))
 
     return predict_logits(predict, batches(), sum(map(len, groups)), num_classes)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one pair; classes in the order of its labels."""
+
+    label: str
+    probabilities: dict[str, float]
+    logits: tuple[float, ...]
+
+
+class XNLIClassifier:
+    """A fine-tuned model with its own tokenizer, template, block size and classes."""
+
+    def __init__(
+        self,
+        model: GPTClassification,
+        encoding: PairEncoding,
+        classes: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int = EVALUATION_TOKENS,
+    ):
+        self.model = model.eval()
+        self.encoding = encoding
+        self.classes = tuple(classes)
+        self.dtype = dtype
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_tokens: int = EVALUATION_TOKENS,
+    ) -> XNLIClassifier:
+        """The model of a NAME-ckpt.pt, which is all that it needs.
+
+        `device` and `dtype` are named as by --device and --dtype, with the same defaults;
+        `max_tokens` are those of one forward pass. Raises RunError for a file that is damaged or
+        no checkpoint of ours, and UsageError for a device or dtype that is not there.
+        """
+        target = device_of(device)
+        if dtype is not None and dtype not in DTYPES:
+            raise UsageError([f"dtype {dtype}: expected {' or '.join(DTYPES)}"])
+        path = Path(path)
+        saved = read_fine_tuned(path)
+        return cls(
+            model_of_saved(saved, path).to(target),
+            encoding_of_saved(saved, path),
+            saved["classes"],
+            dtype_of(dtype, target),
+            max_tokens,
+        )
+
+    def predict(self, pairs: Iterable[tuple[str, str]]) -> list[Prediction]:
+        """One prediction for every (premise, hypothesis), in their order.
+
+        A prediction does not depend on the other pairs (up to rounding). Raises DataError for a
+        pair that can't be used.
+        """
+        return self.predict_encoded(self.encode(list(pairs)))
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+        """The token ids of every pair; premises are cut as in training.
+
+        Raises DataError for the first pair that `problem_of` finds something wrong with.
+        """
+        self._require(pairs, _problem_of_texts)
+        if not pairs:
+            return []
+        try:
+            return encode_pairs(pairs, self.encoding)
+        except DataError:
+            # Its message speaks of a training run's flags, which predicting doesn't have.
+            self._require(pairs, self.problem_of)
+            raise
+
+    def _require(self, pairs: Sequence[object], problem_of: Callable[..., str | None]) -> None:
+        for number, problem in enumerate(map(problem_of, pairs), start=1):
+            if problem is not None:
+                raise DataError(f"pair {number}: {problem}")
+
+    def problem_of(self, pair: object) -> str | None:
+        """Why a pair can't be used, or None."""
+        return _problem_of_texts(pair) or _problem_of_tokens(pair, self.encoding)
+
+    def predict_encoded(self, rows: Sequence[np.ndarray]) -> list[Prediction]:
+        """The predictions for rows of token ids, as `encode` makes them.
+
+        Raises EvaluationError for logits that are not finite.
+        """
+        if not rows:
+            return []
+        logits = self._logits(rows)
+        if not bool(torch.isfinite(logits).all()):
+            raise EvaluationError("logits are not finite: use --dtype float32")
+        probabilities = logits.double().softmax(dim=-1).tolist()
+        return [
+            Prediction(
+                self.classes[int(np.argmax(values))],
+                dict(zip(self.classes, of_row, strict=True)),
+                tuple(values),
+            )
+            for values, of_row in zip(logits.tolist(), probabilities, strict=True)
+        ]
+
+    def _logits(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """[N, classes], float32 on the CPU: batches of like length, longest first."""
+        lengths = np.array([len(row) for row in rows])
+        no_labels = np.zeros(len(rows), dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        spans = np.zeros((len(rows), 2), dtype=np.int32)
+        split = EncodedSplit(np.concatenate(rows), offsets, spans, no_labels)
+        groups = cut_by_tokens(lengths, self.max_tokens)
+        logits = torch.empty(len(rows), len(self.classes))
+        logits[torch.from_numpy(np.concatenate(groups))] = _logits_within_memory(
+            self.model, split, groups, len(self.classes), self.dtype, None
+        )
+        return logits
+
+
+def model_of_saved(saved: dict, path: Path) -> GPTClassification:
+    """The model in the content of a fine-tuned checkpoint; `path` is for the message of the
+    RunError where the content does not fit together."""
+    try:
+        model = GPTClassification.from_saved(saved["config"], saved["model"])
+        num_outputs = model.head["output"].out_features
+        if num_outputs != len(saved["classes"]):
+            raise ValueError(f"{num_outputs} outputs for {len(saved['classes'])} classes")
+        return model
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _content_error(error, path) from error
+
+
+def encoding_of_saved(saved: dict, path: Path) -> PairEncoding:
+    """How a fine-tuned checkpoint turns pairs into tokens; errors as of `model_of_saved`."""
+    try:
+        return pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
+    except (KeyError, DataError) as error:
+        raise _content_error(error, path) from error
+
+
+def _content_error(error: Exception, path: Path) -> RunError:
+    lines = str(error).splitlines()
+    reason = f"no {error}" if isinstance(error, KeyError) else lines[0]
+    return RunError(f"{path}: its parts do not fit together ({reason}); fine-tune anew")
+
+
+def _problem_of_texts(pair: object) -> str | None:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        return f"expected a premise and a hypothesis, found {_shortened(pair)}"
+    for name, text in zip(("premise", "hypothesis"), pair, strict=True):
+        if not isinstance(text, str):
+            return f"the {name} must be text, found {_shortened(text)}"
+        if not text.strip():
+            return f"the {name} is empty"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"the {name} is not Unicode text"
+    return None
+
+
+def _problem_of_tokens(pair: tuple[str, str], encoding: PairEncoding) -> str | None:
+    texts = [text.strip("\r\n") for text in pair]
+    encoded = encoding.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    for name, row in zip(("premise", "hypothesis"), encoded, strict=True):
+        if not row.ids:
+            return f"the tokenizer gives no token for the {name}"
+    space = encoding.block_size - encoding.num_special_tokens
+    if len(encoded[1].ids) < space:
+        return None
+    return (
+        f"a hypothesis of {len(encoded[1].ids)} tokens leaves no room for the premise in the "
+        f"{encoding.block_size} tokens that the model was fine-tuned with; shorten it"
+    )
+
+
+def _shortened(value: object) -> str:
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:60]}…"

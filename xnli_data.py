@@ -312,7 +312,7 @@ def _check_ids(tokenizer: Tokenizer) -> None:
 def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:
     """One row of token ids for every (premise, hypothesis), as `load_encoded` makes them."""
     stripped = [text.strip("\r\n") for pair in pairs for text in pair]
-    texts = _encode_texts(dict.fromkeys(stripped), encoding)
+    texts = _encode_texts(dict.fromkeys(stripped), encoding, show_progress=False)
     numbers = texts.numbers(stripped).reshape(-1, 2)  # [N, 2]
     tokens, offsets, _ = _join_pairs(texts, numbers, "pair", encoding)
     tokens = tokens.astype(np.int64)
@@ -1081,15 +1081,18 @@ def _encode_distinct(texts: Mapping[str, TextSplit], encoding: PairEncoding) -> 
     return _encode_texts(dict.fromkeys(chain.from_iterable(every)), encoding)
 
 
-def _encode_texts(distinct: Iterable[str], encoding: PairEncoding) -> _EncodedTexts:
+def _encode_texts(
+    distinct: Iterable[str], encoding: PairEncoding, show_progress: bool = True
+) -> _EncodedTexts:
     distinct = list(distinct)
     dtype = np.uint16 if encoding.num_tokens <= 1 << 16 else np.uint32
     chunks = [distinct[i : i + ENCODE_CHUNK] for i in range(0, len(distinct), ENCODE_CHUNK)]
     tokens, lengths, num_words = [], [], []
+    hidden = None if show_progress else True
     with (
         _threads_of_tokenizers_off(),
         ThreadPoolExecutor(_num_cores()) as pool,
-        tqdm(total=len(distinct), desc="tokenising", unit="text", disable=None) as progress,
+        tqdm(total=len(distinct), desc="tokenising", unit="text", disable=hidden) as progress,
     ):
         encoded = pool.map(partial(_encode_chunk, encoding.tokenizer, dtype), chunks)
         for chunk_tokens, chunk_lengths, chunk_words in encoded:

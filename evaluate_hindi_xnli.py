@@ -1,0 +1,702 @@
+"""Score fine-tuned checkpoints, or predictions, on one dataset or many.
+
+    python evaluate_hindi_xnli.py --checkpoint out/hindi_xnli-ckpt.pt --dataset xnli_all --out_dir E
+    python evaluate_hindi_xnli.py --predictions E --out_dir again
+    python evaluate_hindi_xnli.py --checkpoint a/seed*/*-ckpt.pt --compare b/seed*/*-ckpt.pt
+
+Several checkpoints are seeds of one recipe, and every figure is the mean of theirs; --compare
+takes those of a second recipe. Leaves results.json and predictions.jsonl in --out_dir. Exit codes:
+0 done, 1 the model's numbers are not finite or memory does not suffice, 2 what was asked can't be
+done (said in lines that begin with "error:"), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import demo_grammar
+from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
+from evaluation import (
+    RESAMPLES,
+    SCORES,
+    EvaluationError,
+    PredictedRows,
+    PredictionsError,
+    ScoredSplit,
+    compare,
+    hypothesis_only,
+    language_of,
+    logits_in_order,
+    macro_average,
+    over_seeds,
+    prediction_lines,
+    read_predictions,
+    scores_of_models,
+    split_metrics,
+)
+from inference import (
+    DTYPES,
+    EVALUATION_TOKENS,
+    device_of,
+    dtype_of,
+    encoding_of_saved,
+    model_of_saved,
+    read_fine_tuned,
+    split_logits,
+)
+from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
+from xnli_data import (
+    SPLITS,
+    DataError,
+    DataRequest,
+    EncodedDataset,
+    EncodedSplit,
+    PairEncoding,
+    dataset_names,
+    load_encoded,
+    load_texts,
+    short_name,
+)
+
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
+DEFAULT_DATASET = "hindi_xnli"
+PREDICTIONS_FILE = "predictions.jsonl"
+PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
+TABLE_SCORES = ("macro_f1", "macro_f2", "macro_recall", "loss", "ece")
+# What seeds of one recipe have in common, by the names of a checkpoint's facts.
+RECIPE_FACTS = ("config", "tokenizer_sha256", "template", "block_size", "pretrained_step")
+EXIT_INTERRUPTED = 130
+
+FLAGS: FlagGroups = {
+    "what is scored": (
+        Flag("checkpoint", str, None, "NAME-ckpt.pt of a run, or of several seeds", count="+"),
+        Flag(
+            "predictions",
+            str,
+            None,
+            "instead of checkpoints: predictions.jsonl, or folders that hold one",
+            count="+",
+        ),
+        Flag(
+            "compare",
+            str,
+            None,
+            "checkpoints or predictions of another recipe, for a paired comparison",
+            count="+",
+        ),
+        Flag("hypothesis_only", bool, False, "also train a baseline that never sees a premise"),
+    ),
+    "data": (
+        Flag(
+            "dataset",
+            str,
+            None,
+            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder, or a name on the "
+            f"Hub; by itself {DEFAULT_DATASET}, with predictions alone what they hold",
+            count="+",
+        ),
+        Flag("split", str, "test", "the split that is scored", choices=SPLITS),
+        Flag("dataset_config", str, None, "configuration of a Hub dataset"),
+        Flag("data_dir", str, None, "folder that holds the datasets, or a copy of a repository"),
+        Flag(
+            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
+        ),
+        Flag("label_column", str, "label", "column of the label"),
+        Flag(
+            "block_size",
+            int,
+            None,
+            "tokens of a row at most, premises are cut; default the checkpoint's, which other "
+            "languages may exceed",
+            low=8,
+            high=1 << 16,
+        ),
+        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
+    ),
+    "intervals": (
+        Flag("bootstrap_samples", int, RESAMPLES, "draws of premises", low=100, high=10**6),
+        Flag("seed", int, 0, "of the draws", low=0, high=2**32 - 1),
+    ),
+    "machine": (
+        Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
+        Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
+        Flag(
+            "max_tokens_per_batch",
+            int,
+            EVALUATION_TOKENS,
+            "of one forward pass, changes no result",
+            low=1,
+        ),
+    ),
+    "output": (Flag("out_dir", str, "evaluation", "folder of results.json, predictions.jsonl"),),
+}
+DESCRIPTION = "Score fine-tuned checkpoints or predictions, with intervals and comparisons."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where logits come from: a checkpoint, or rows that were predicted before."""
+
+    path: Path
+    facts: dict  # for results.json
+    classes: tuple[str, ...]
+    encoding: PairEncoding | None = None
+    predicted: dict[str, PredictedRows] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one dataset's split that are scored."""
+
+    ids: Sequence[int]
+    premises: list[str]
+    hypotheses: list[str]
+    labels: np.ndarray  # [N] int64
+    request: DataRequest | None  # None where the rows are those of predictions
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is scored, read and checked before any long work."""
+
+    device: torch.device
+    dtype: torch.dtype
+    first: list[Source]
+    second: list[Source]  # those of --compare
+    rows: dict[str, Rows]
+    encoded: dict[tuple, EncodedDataset]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the first source; the others have the same, perhaps in another order."""
+        return self.first[0].classes
+
+
+def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
+    """Everything that can be found wrong before scoring.
+
+    `problems` are those already found in the command line. Raises UsageError with all that is
+    wrong with the flags and what they name, then DataError or PredictionsError for the rows.
+    """
+    problems = [*problems, *_problems_of_choice(args)]
+
+    def attempt(action: Callable[..., object], *arguments: object) -> object:
+        try:
+            return action(*arguments)
+        except UsageError as error:
+            problems.extend(error.problems)
+        except (DataError, RunError, PredictionsError) as error:
+            problems.append(str(error))
+        return None
+
+    device = attempt(device_of, args.device)
+    attempt(_check_out_dir, Path(args.out_dir))
+    names = attempt(dataset_names, args.dataset or [DEFAULT_DATASET])
+    readers = {"checkpoint": _checkpoint_sources, "predictions": _prediction_sources}
+    first = [
+        attempt(read, Path(path), args)
+        for flag, read in readers.items()
+        for path in getattr(args, flag) or ()
+    ]
+    second = [attempt(_sources_of, Path(path), args) for path in args.compare or ()]
+    if problems:
+        raise UsageError(problems)
+    first, second = [sum(group, []) for group in (first, second)]
+    for group in (first, second):
+        _require_one_recipe(group)
+    _require_same_classes(first + second)
+    rows = _load_rows(args, names, first, second)
+    encoded = _encode_for(args, first + second, rows)
+    return Inputs(device, dtype_of(args.dtype, device), first, second, rows, encoded)
+
+
+def _problems_of_choice(args: argparse.Namespace) -> list[str]:
+    problems = []
+    if args.checkpoint is None and args.predictions is None:
+        problems.append("--checkpoint or --predictions is needed: what is to be scored")
+    if args.checkpoint is not None and args.predictions is not None:
+        problems.append("--checkpoint and --predictions: expected one of them; see --compare")
+    if args.hypothesis_only and args.checkpoint is None and args.dataset is None:
+        problems.append("--hypothesis_only: needs --dataset, whose train split it learns from")
+    return problems
+
+
+def _check_out_dir(folder: Path) -> None:
+    """Nothing is made yet. A training run's results.json must not be overwritten by ours."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError([f"--out_dir {folder}: can't be made, {nearest} is a file"])
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError([f"--out_dir {folder}: {nearest} is not writable"])
+    if any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl")):
+        raise UsageError(
+            [
+                f"--out_dir {folder}: holds a fine-tuning run, whose results.json would be "
+                f"overwritten; use another folder, for instance {folder / 'evaluation'}"
+            ]
+        )
+
+
+def _sources_of(path: Path, args: argparse.Namespace) -> list[Source]:
+    """What --compare names may be either."""
+    if path.is_dir() or path.suffix == ".jsonl":
+        return _prediction_sources(path, args)
+    return _checkpoint_sources(path, args)
+
+
+def _checkpoint_sources(path: Path, args: argparse.Namespace) -> list[Source]:
+    """A fine-tuned checkpoint without its weights: only one model at a time is in memory."""
+    saved = _read_saved(path, args.block_size)
+    model_of_saved(saved, path)
+    encoding = encoding_of_saved(saved, path)
+    facts = {
+        "file": str(path),
+        "sha256": _sha256_of(path),
+        "step": saved["step"],
+        "pretrained": saved["pretrained"],
+        "pretrained_step": saved["pretrained"]["step"],
+        "format": saved["config"]["family"],
+        "config": saved["config"],
+        "classes": list(saved["classes"]),
+        "template": saved["template"],
+        "block_size": saved["block_size"],
+        "tokenizer_sha256": encoding.tokenizer_hash,
+    }
+    return [Source(path, facts, tuple(saved["classes"]), encoding=encoding)]
+
+
+def _read_saved(path: Path, block_size: int | None) -> dict:
+    """A fine-tuned checkpoint; its network is made for any length of rows that is asked for."""
+    saved = read_fine_tuned(path)
+    if block_size is not None:
+        saved["block_size"] = saved["config"]["max_seq_len"] = block_size
+    return saved
+
+
+def _prediction_sources(path: Path, args: argparse.Namespace) -> list[Source]:
+    """One for every run that the file holds."""
+    path = path / PREDICTIONS_FILE if path.is_dir() else path
+    runs = read_predictions(path, args.split)
+    sha256 = _sha256_of(path)
+    sources = []
+    for number, predicted in enumerate(runs, start=1):
+        classes = next(iter(predicted.values())).classes
+        facts = {"file": str(path), "sha256": sha256, "run": number, "classes": list(classes)}
+        sources.append(Source(path, facts, classes, predicted=predicted))
+    return sources
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_one_recipe(sources: Sequence[Source]) -> None:
+    """Seeds differ in their weights only; a mean over anything else says nothing."""
+    seen: dict[object, Source] = {}
+    for source in sources:
+        identity = (source.facts["sha256"], source.facts.get("run"))
+        if identity in seen:
+            raise UsageError([f"{source.path} and {seen[identity].path}: the same twice"])
+        seen[identity] = source
+    for source in sources:
+        for name in RECIPE_FACTS:
+            if source.facts.get(name) != sources[0].facts.get(name):
+                raise UsageError(
+                    [
+                        f"{source.path}: another {name.replace('_', ' ')} than "
+                        f"{sources[0].path}, so not a seed of the same recipe; compare recipes "
+                        "by --compare"
+                    ]
+                )
+
+
+def _require_same_classes(sources: Sequence[Source]) -> None:
+    for source in sources:
+        if set(source.classes) != set(sources[0].classes):
+            raise UsageError(
+                [
+                    f"{source.path}: classes {', '.join(source.classes)}, but {sources[0].path} "
+                    f"has {', '.join(sources[0].classes)}"
+                ]
+            )
+
+
+def _load_rows(
+    args: argparse.Namespace,
+    datasets: Sequence[str],
+    first: Sequence[Source],
+    second: Sequence[Source],
+) -> dict[str, Rows]:
+    """The rows of every dataset, in the data's order."""
+    any_checkpoint = any(source.encoding is not None for source in [*first, *second])
+    if args.dataset is None and not any_checkpoint:
+        return _rows_of_predictions(first[0])
+    classes = first[0].classes
+    rows = {}
+    for dataset in datasets:
+        request = _request(args, dataset, classes, (args.split,))
+        texts = _texts_of(request, args.cache_dir, first[0].path)[args.split]
+        absent = ", ".join(name for i, name in enumerate(classes) if i not in texts.labels)
+        if absent:
+            print(f"note: {dataset}: no row of {absent} in {args.split}: 0 in macro figures")
+        rows[short_name(dataset)] = Rows(
+            range(len(texts.labels)), texts.premises, texts.hypotheses, texts.labels, request
+        )
+    return rows
+
+
+def _request(
+    args: argparse.Namespace, dataset: str, classes: tuple[str, ...], splits: tuple[str, ...]
+) -> DataRequest:
+    return DataRequest(
+        dataset=dataset,
+        dataset_config=args.dataset_config,
+        data_dir=args.data_dir,
+        text_columns=tuple(args.text_column),
+        label_column=args.label_column,
+        splits=splits,
+        classes=classes,
+    )
+
+
+def _texts_of(request: DataRequest, cache_dir: str, model: Path) -> dict:
+    """The texts by split. Where the data can be used, but not with the model's classes, the
+    error tells both."""
+    try:
+        return load_texts(request, cache_dir, BUILTIN_DATASETS)[0]
+    except DataError as error:
+        try:
+            _, found = load_texts(replace(request, classes=None), cache_dir, BUILTIN_DATASETS)
+        except DataError:
+            raise error from None
+        raise DataError(
+            f"--dataset {request.dataset}: classes {', '.join(found)}, but {model} knows "
+            f"{', '.join(request.classes)}; use a model that was fine-tuned on the data's classes"
+        ) from error
+
+
+def _rows_of_predictions(source: Source) -> dict[str, Rows]:
+    """The rows that predictions hold themselves, by their ids."""
+    rows = {}
+    for name, predicted in source.predicted.items():
+        numbers = {label: number for number, label in enumerate(source.classes)}
+        for row, label in zip(predicted.ids, predicted.labels, strict=True):
+            if label not in numbers:
+                raise PredictionsError(
+                    f"{predicted.where}: id {row} has the label {label}, expected "
+                    f"{', '.join(numbers)}; labels of the data are taken with --dataset"
+                )
+        order = np.argsort(predicted.ids, kind="stable")
+        labels = np.array([numbers[label] for label in predicted.labels])
+        rows[name] = Rows(
+            [predicted.ids[i] for i in order],
+            [predicted.premises[i] for i in order],
+            [predicted.hypotheses[i] for i in order],
+            labels[order],
+            request=None,
+        )
+    return rows
+
+
+def _encode_for(
+    args: argparse.Namespace, sources: Sequence[Source], rows: Mapping[str, Rows]
+) -> dict[tuple, EncodedDataset]:
+    """The rows as token ids, once for all checkpoints that make the same ids of them; for
+    predictions only whether they are of these rows."""
+    encoded = {}
+    for source in sources:
+        for name, of_set in rows.items():
+            if source.predicted is not None:
+                _predicted_logits(source, name, of_set, sources[0].classes)
+            elif (key := _encoding_key(source, name)) not in encoded:
+                request = replace(of_set.request, classes=source.classes)
+                encoded[key] = load_encoded(
+                    request, source.encoding, args.cache_dir, BUILTIN_DATASETS
+                )
+    return encoded
+
+
+def _encoding_key(source: Source, name: str) -> tuple:
+    encoding = source.encoding
+    return name, encoding.tokenizer_hash, encoding.template, encoding.block_size
+
+
+def _predicted_logits(
+    source: Source, name: str, rows: Rows, classes: tuple[str, ...]
+) -> np.ndarray:
+    """[N, classes] in the order of the rows."""
+    if name not in source.predicted:
+        raise PredictionsError(
+            f"{source.path}: no predictions for {name} (found {', '.join(source.predicted)})"
+        )
+    labels = [classes[label] for label in rows.labels]
+    return logits_in_order(
+        source.predicted[name], rows.ids, rows.premises, rows.hypotheses, labels, classes
+    )
+
+
+def baselines(args: argparse.Namespace, inputs: Inputs) -> dict[str, dict]:
+    """For each dataset what a classifier of the hypothesis alone reaches, where it is asked for."""
+    if not args.hypothesis_only:
+        return {}
+    figures = {}
+    for name, rows in inputs.rows.items():
+        request = replace(rows.request, splits=("train",))
+        train = load_texts(request, args.cache_dir, BUILTIN_DATASETS)[0]["train"]
+        if len(np.unique(train.labels)) < 2:
+            raise DataError(f"--hypothesis_only: train of {name} has only one class")
+        language = language_of(name, rows.hypotheses)
+        figures[name] = hypothesis_only(
+            train.hypotheses, train.labels, rows.hypotheses, rows.labels, language
+        )
+    return figures
+
+
+def score(
+    args: argparse.Namespace, inputs: Inputs, sources: Sequence[Source]
+) -> dict[str, ScoredSplit]:
+    """Every dataset's rows with the logits of all sources."""
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in inputs.rows}
+    total = len(sources) * len(inputs.rows)
+    with tqdm(total=total, desc="scoring", unit="split", disable=None) as progress:
+        for source in sources:
+            model = None if source.encoding is None else _model_of(args, inputs, source)
+            for name, rows in inputs.rows.items():
+                if model is None:
+                    logits[name].append(_predicted_logits(source, name, rows, inputs.classes))
+                else:
+                    split = inputs.encoded[_encoding_key(source, name)].splits[args.split]
+                    logits[name].append(_computed_logits(args, inputs, source, model, split))
+                progress.update()
+    return {
+        name: ScoredSplit(
+            rows.ids,
+            rows.premises,
+            rows.hypotheses,
+            rows.labels,
+            np.stack(logits[name]),
+            inputs.classes,
+            language_of(name, rows.hypotheses),
+        )
+        for name, rows in inputs.rows.items()
+    }
+
+
+def _model_of(args: argparse.Namespace, inputs: Inputs, source: Source) -> torch.nn.Module:
+    saved = _read_saved(source.path, args.block_size)
+    if saved["step"] != source.facts["step"]:
+        raise RunError(f"{source.path}: was overwritten meanwhile; wait until training ends")
+    return model_of_saved(saved, source.path).to(inputs.device)
+
+
+def _computed_logits(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    source: Source,
+    model: torch.nn.Module,
+    split: EncodedSplit,
+) -> np.ndarray:
+    """[N, classes] with the classes in the order of the first source."""
+    logits, _ = split_logits(
+        model, split, len(source.classes), inputs.dtype, args.max_tokens_per_batch
+    )
+    if not bool(torch.isfinite(logits).all()):
+        raise EvaluationError(f"{source.path}: logits are not finite; use --dtype float32")
+    return logits.numpy()[:, [source.classes.index(name) for name in inputs.classes]]
+
+
+def results_of(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    scored: dict[str, ScoredSplit],
+    compared: dict[str, ScoredSplit] | None,
+    hypothesis_only: dict[str, dict],
+) -> dict:
+    """The content of results.json."""
+    draws = {"resamples": args.bootstrap_samples, "seed": args.seed}
+    metrics = {name: split_metrics(one, **draws) for name, one in scored.items()}
+    for name, figures in hypothesis_only.items():
+        metrics[name]["hypothesis_only"] = figures
+    results = {
+        "split": args.split,
+        "datasets": metrics,
+        "macro_average": macro_average(metrics, scored, **draws),
+        "checkpoint": inputs.first[0].facts,
+    }
+    if len(inputs.first) > 1:
+        results["seeds"] = _seeds(inputs.first, scored)
+    if compared is not None:
+        results["comparison"] = {
+            "checkpoints": [source.facts for source in inputs.second],
+            **compare(scored, compared, **draws),
+        }
+        if len(inputs.second) > 1:
+            results["comparison"]["seeds"] = _seeds(inputs.second, compared)
+    return results | {
+        "data": _data_facts(args, inputs),
+        "bootstrap": draws,
+        "device": str(inputs.device),
+        "dtype": str(inputs.dtype).removeprefix("torch."),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "command": sys.argv,
+    }
+
+
+def _data_facts(args: argparse.Namespace, inputs: Inputs) -> dict[str, dict]:
+    """For each dataset the hash of its content and what was counted, as the first checkpoint
+    reads it; nothing of predictions."""
+    source = inputs.first[0]
+    if source.encoding is None:
+        return {}
+    data = {name: inputs.encoded[_encoding_key(source, name)] for name in inputs.rows}
+    return {
+        name: {"content_sha256": one.content_hash, **one.statistics[args.split]}
+        for name, one in data.items()
+    }
+
+
+def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict:
+    """Spread over models, by dataset and of the macro average."""
+    of_sets = {name: scores_of_models(one) for name, one in scored.items()}
+    macro = {
+        name: np.mean([scores[name] for scores in of_sets.values()], axis=0) for name in SCORES
+    }
+    return {
+        "checkpoints": [source.facts for source in sources],
+        "datasets": {
+            name: {score: over_seeds(values) for score, values in scores.items()}
+            for name, scores in of_sets.items()
+        },
+        "macro_average": {score: over_seeds(values) for score, values in macro.items()},
+    }
+
+
+def write_predictions(path: Path, split: str, scored: Mapping[str, ScoredSplit]) -> None:
+    """predictions.jsonl; of several models with the number of each as "run", model by model."""
+    num_models = len(next(iter(scored.values())).logits)
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", encoding="utf-8") as file:
+            for model in range(num_models):
+                run = {"run": model + 1} if num_models > 1 else {}
+                for name, one in scored.items():
+                    for line in prediction_lines(name, split, one.of_model(model)):
+                        file.write(json.dumps(line | run, ensure_ascii=False) + "\n")
+
+    save_atomically(path, write)
+
+
+def table_of(results: Mapping) -> list[str]:
+    """The cross-lingual table: a line a dataset, and their mean."""
+    rows = dict(results["datasets"])
+    if len(rows) > 1:
+        rows["macro average"] = results["macro_average"]
+    width = max(map(len, rows))
+    lines = [
+        f"{'':<{width}}   rows  accuracy [95 %]          macro F1  macro F2  recall    loss    ECE"
+    ]
+    for name, metrics in rows.items():
+        macro_f1, macro_f2, recall, loss, ece = (metrics[score] for score in TABLE_SCORES)
+        baseline = metrics.get("hypothesis_only")
+        beside = f"  (hypothesis only {baseline['accuracy']:.4f})" if baseline else ""
+        lines.append(
+            f"{name:<{width}}  {metrics.get('examples', ''):>5}  {metrics['accuracy']:.4f} "
+            f"{_shown(metrics['intervals']['accuracy']):<17} {macro_f1:>8.4f}  {macro_f2:>8.4f}  "
+            f"{recall:.4f}  {loss:.4f}  {ece:.4f}{beside}"
+        )
+    return lines
+
+
+def _shown(interval: Sequence[float] | None, sign: str = "") -> str:
+    return (
+        "[no interval]"
+        if interval is None
+        else f"[{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]"
+    )
+
+
+def seed_lines(seeds: Mapping) -> list[str]:
+    """Mean, standard deviation and interval of the accuracy over seeds, a line a dataset."""
+    return [
+        f"{name}: accuracy {figures['accuracy']['mean']:.4f} ± {figures['accuracy']['std']:.4f} "
+        f"over {len(seeds['checkpoints'])} seeds, 95 % {_shown(figures['accuracy']['interval'])}"
+        for name, figures in _with_macro(seeds)
+    ]
+
+
+def comparison_lines(comparison: Mapping) -> list[str]:
+    """The difference in accuracy with its interval and p, and McNemar's test, a line a dataset."""
+    lines = []
+    for name, figures in _with_macro(comparison):
+        accuracy, test = figures["accuracy"], figures.get("mcnemar")
+        p = "" if accuracy["p"] is None else f", p {accuracy['p']:.4f}"
+        mcnemar = f"; McNemar ({test['variant']}) p {test['p']:.4f}" if test else ""
+        lines.append(
+            f"{name}: accuracy {accuracy['first']:.4f} against {accuracy['second']:.4f}, "
+            f"difference {accuracy['difference']:+.4f} {_shown(accuracy['interval'], '+')}{p}"
+            f"{mcnemar}"
+        )
+    return lines
+
+
+def _with_macro(figures: Mapping) -> list[tuple[str, Mapping]]:
+    macro = [("macro average", figures["macro_average"])] if len(figures["datasets"]) > 1 else []
+    return [*figures["datasets"].items(), *macro]
+
+
+def print_results(results: Mapping) -> None:
+    """The tables of a run."""
+    lines = table_of(results)
+    if "seeds" in results:
+        lines += seed_lines(results["seeds"])
+    if "comparison" in results:
+        lines += comparison_lines(results["comparison"])
+    print("\n".join(lines))
+
+
+def run(args: argparse.Namespace, inputs: Inputs) -> None:
+    """One evaluation, from checked inputs to results.json."""
+    out_dir = Path(args.out_dir)
+    with own_folder(out_dir):
+        without_premises = baselines(args, inputs)
+        scored = score(args, inputs, inputs.first)
+        compared = score(args, inputs, inputs.second) if inputs.second else None
+        results = results_of(args, inputs, scored, compared, without_premises)
+        write_predictions(out_dir / PREDICTIONS_FILE, args.split, scored)
+        save_json(out_dir / "results.json", results)
+    print_results(results)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    set_up_libraries()
+
+    def work() -> None:
+        args, problems = parse_flags(DESCRIPTION, FLAGS, argv)
+        run(args, check_inputs(args, problems))
+
+    try:
+        return exit_code_of(
+            work, refused=(DataError, RunError, PredictionsError), failed=(EvaluationError,)
+        )
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,520 @@
+"""Ask a fine-tuned checkpoint about pairs of sentences, or export it for transformers.
+
+    python predict_hindi_xnli.py --checkpoint out/hindi_xnli-ckpt.pt --premise "…" --hypothesis "…"
+    python predict_hindi_xnli.py --checkpoint … --input pairs.jsonl --output predictions.jsonl
+    some_command | python predict_hindi_xnli.py --checkpoint … > predictions.tsv
+    python predict_hindi_xnli.py --checkpoint … --export DIR
+
+The checkpoint is all it needs. Exit codes: 0 done (also where the reader of a pipe has seen
+enough), 1 the model's numbers are not finite or memory does not suffice, 2 what was asked can't be
+done (said in lines that begin with "error:"), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import chain, islice
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
+from evaluation import EvaluationError
+from export import ExportError, export_checkpoint
+from inference import DTYPES, EVALUATION_TOKENS, Prediction, XNLIClassifier, device_of
+from training import RunError, save_atomically, set_up_libraries
+from xnli_data import SEPARATORS, DataError
+
+FILE_KINDS = ("jsonl", "csv", "tsv")
+# Pairs that are in memory at once; the first chunk is small, so that a pipe soon gives something.
+FIRST_CHUNK, LARGEST_CHUNK = 64, 4096
+EXIT_INTERRUPTED = 130
+
+FLAGS: FlagGroups = {
+    "model": (
+        Flag("checkpoint", str, None, "the NAME-ckpt.pt of a run; all that is needed"),
+        Flag("export", str, None, "write a folder that transformers loads, and predict nothing"),
+    ),
+    "one pair": (
+        Flag("premise", str, None, "its premise"),
+        Flag("hypothesis", str, None, "its hypothesis"),
+    ),
+    "many pairs": (
+        Flag(
+            "input",
+            str,
+            None,
+            "a .jsonl, .csv or .tsv file; default what is piped in: jsonl, tsv with a header, or "
+            "lines of premise, tab, hypothesis",
+        ),
+        Flag("output", str, None, "a .jsonl, .csv or .tsv file; default standard output"),
+        Flag(
+            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
+        ),
+        Flag(
+            "bad_rows",
+            str,
+            "stop",
+            "skip: name rows that can't be used, and go on",
+            choices=("stop", "skip"),
+        ),
+    ),
+    "output": (Flag("json", bool, False, "a JSON object a pair on standard output"),),
+    "machine": (
+        Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
+        Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
+        Flag(
+            "max_tokens_per_batch",
+            int,
+            EVALUATION_TOKENS,
+            "of one forward pass, changes no result",
+            low=1,
+        ),
+    ),
+}
+DESCRIPTION = "Predict the classes of premise-hypothesis pairs with a fine-tuned checkpoint."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair as its source has it, and how messages name its place."""
+
+    where: str
+    fields: dict[str, object]
+    pair: tuple[object, object]
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Pairs that are read one by one; `kind` is one of FILE_KINDS, or "lines" without header."""
+
+    name: str
+    kind: str
+    columns: list[str]  # what csv and tsv output takes over
+    rows: Iterator[Row]
+    bytes_read: Callable[[], int] | None  # None where that can't be known
+    num_bytes: int | None
+
+
+class BadRows:
+    """What is done with a row that can't be used: an error, or a note and the next row."""
+
+    def __init__(self, policy: str):
+        self.policy = policy
+        self.count = 0
+
+    def __call__(self, where: str, problem: str) -> None:
+        if self.policy == "stop":
+            raise DataError(f"{where}: {problem}; --bad_rows skip leaves such rows out")
+        self.count += 1
+        tqdm.write(f"skipped {where}: {problem}", file=sys.stderr)
+
+
+def check_request(args: argparse.Namespace, problems: Sequence[str]) -> None:
+    """Raise UsageError with all that is wrong before anything is loaded."""
+    problems = [*problems, *_problems_of_task(args), *_problems_of_files(args)]
+    if args.checkpoint is None:
+        problems.append("--checkpoint is needed: the NAME-ckpt.pt of a fine-tuning run")
+    try:
+        device_of(args.device)
+    except UsageError as error:
+        problems += error.problems
+    if problems:
+        raise UsageError(problems)
+
+
+def _problems_of_task(args: argparse.Namespace) -> list[str]:
+    one_pair = [name for name in ("premise", "hypothesis") if getattr(args, name) is not None]
+    files = [name for name in ("input", "output") if getattr(args, name) is not None]
+    if args.export is not None:
+        others = one_pair + files
+        return [f"--{name}: nothing is predicted with --export" for name in others]
+    if one_pair:
+        problems = [f"--{name}: goes with many pairs, not with --{one_pair[0]}" for name in files]
+        if len(one_pair) == 1:
+            problems.append(f"--{one_pair[0]}: give both, --premise and --hypothesis")
+        return problems
+    if args.input is None and (sys.stdin is None or sys.stdin.isatty()):
+        return ["nothing to predict: give --premise and --hypothesis, --input, or pipe pairs in"]
+    return []
+
+
+def _problems_of_files(args: argparse.Namespace) -> list[str]:
+    problems = []
+    for name in ("input", "output"):
+        path = getattr(args, name)
+        if path is not None and _kind_of(Path(path)) not in FILE_KINDS:
+            endings = ", ".join(f".{kind}" for kind in FILE_KINDS)
+            problems.append(f"--{name} {path}: expected a file that ends in {endings}")
+    if args.input is not None and not Path(args.input).is_file():
+        problems.append(f"--input {args.input}: no such file")
+    if args.output is not None:
+        problems += _problems_of_output(args)
+    return problems
+
+
+def _problems_of_output(args: argparse.Namespace) -> list[str]:
+    output, problems = Path(args.output), []
+    if not output.parent.is_dir():
+        problems.append(f"--output {output}: no folder {output.parent}; make it first")
+    elif output.is_dir():
+        problems.append(f"--output {output}: is a folder, expected a file")
+    elif not os.access(output.parent, os.W_OK | os.X_OK):
+        problems.append(f"--output {output}: {output.parent} is not writable")
+    elif args.input is not None and output.exists() and Path(args.input).exists():
+        if output.samefile(args.input):
+            problems.append(f"--output {output}: is the input; name another file")
+    if args.json and _kind_of(output) != "jsonl":
+        problems.append(f"--json: goes with standard output; name --output {output.stem}.jsonl")
+    return problems
+
+
+def _kind_of(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+@contextlib.contextmanager
+def opened_pairs(args: argparse.Namespace, bad: BadRows) -> Iterator[PairSource]:
+    """The pairs of --input, or of standard input; read as they are asked for.
+
+    Raises DataError for a header without the columns.
+    """
+    columns = (args.text_column[0], args.text_column[1])
+    # What is no UTF-8 becomes surrogates, by which the row is found that holds it.
+    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    if args.input is None:
+        file = TextIOWrapper(sys.stdin.buffer, **options)
+        kind, lines = _kind_of_lines(file, columns)
+        yield _pair_source("standard input", kind, lines, columns, bad)
+        # Whoever called may want to go on with its standard input.
+        file.detach()
+        return
+    path = Path(args.input)
+    with open(path, **options) as file:
+        source = _pair_source(str(path), _kind_of(path), file, columns, bad)
+        yield PairSource(
+            source.name,
+            source.kind,
+            source.columns,
+            source.rows,
+            file.buffer.tell,
+            path.stat().st_size,
+        )
+
+
+def _kind_of_lines(file: TextIO, columns: tuple[str, str]) -> tuple[str, Iterator[str]]:
+    """What a stream holds, told by its first line with something on it, and all its lines."""
+    seen: list[str] = []
+    for line in file:
+        seen.append(line)
+        if line.strip():
+            break
+    first = seen[-1].strip("\r\n") if seen else ""
+    if first.lstrip().startswith("{"):
+        kind = "jsonl"
+    else:
+        kind = "tsv" if set(columns) <= set(first.split("\t")) else "lines"
+    return kind, chain(seen, file)
+
+
+def _pair_source(
+    name: str, kind: str, lines: Iterator[str], columns: tuple[str, str], bad: BadRows
+) -> PairSource:
+    header = list(columns)
+    if kind in SEPARATORS:
+        reader = csv.reader(lines, delimiter=SEPARATORS[kind], strict=True)
+        header = _header(reader, name, columns)
+        rows = _delimited_rows(reader, header, name, columns, bad)
+    elif kind == "jsonl":
+        rows = _jsonl_rows(lines, name, columns, bad)
+    else:
+        rows = _tab_separated_rows(lines, name, columns, bad)
+    return PairSource(name, kind, header, rows, None, None)
+
+
+def _header(reader: Iterator[list[str]], name: str, columns: tuple[str, str]) -> list[str]:
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"{name}: its header can't be read ({error})") from error
+    if not all(map(_is_unicode, header)):
+        raise DataError(f"{name}: its header is not UTF-8; convert the file")
+    missing = [column for column in columns if column not in header]
+    repeated = [column for column in header if header.count(column) > 1]
+    if missing:
+        raise DataError(f"{name}: {_missing_columns(missing, header)}")
+    if repeated:
+        raise DataError(f"{name}: column {repeated[0]} stands twice in the header")
+    return header
+
+
+def _missing_columns(missing: Sequence[str], found: Iterable[str]) -> str:
+    return (
+        f"no column {', '.join(missing)} (found {', '.join(found) or 'nothing'}); name the "
+        "columns with --text_column PREMISE HYPOTHESIS"
+    )
+
+
+def _delimited_rows(
+    reader: Iterator[list[str]],
+    header: list[str],
+    name: str,
+    columns: tuple[str, str],
+    bad: BadRows,
+) -> Iterator[Row]:
+    while True:
+        # A row with line ends in its fields is named by its first line.
+        where = f"{name} line {reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            bad(where, f"its quotes are not those of a quoted field ({error})")
+            continue
+        if fields is None:
+            return
+        if fields and len(fields) != len(header):
+            bad(where, f"{len(fields)} fields, expected the {len(header)} of the header")
+        elif not all(map(_is_unicode, fields)):
+            bad(where, "not UTF-8")
+        elif fields:
+            named = dict(zip(header, fields, strict=True))
+            yield Row(where, named, (named[columns[0]], named[columns[1]]))
+
+
+def _jsonl_rows(
+    lines: Iterator[str], name: str, columns: tuple[str, str], bad: BadRows
+) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{name} line {number}"
+        fields = _parsed_object(line)
+        if isinstance(fields, str):
+            bad(where, fields)
+        elif missing := [column for column in columns if column not in fields]:
+            bad(where, _missing_columns(missing, fields))
+        else:
+            yield Row(where, fields, (fields[columns[0]], fields[columns[1]]))
+
+
+def _parsed_object(line: str) -> dict[str, object] | str:
+    """The object of a line of JSON, or what is wrong with the line."""
+    if not _is_unicode(line):
+        return "not UTF-8"
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return fields if isinstance(fields, dict) else "no object, expected one a line"
+
+
+def _tab_separated_rows(
+    lines: Iterator[str], name: str, columns: tuple[str, str], bad: BadRows
+) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{name} line {number}"
+        texts = line.strip("\r\n").split("\t")
+        if not _is_unicode(line):
+            bad(where, "not UTF-8")
+        elif len(texts) != 2:
+            bad(where, f"{len(texts)} fields, expected premise, tab, hypothesis")
+        else:
+            yield Row(where, dict(zip(columns, texts, strict=True)), (texts[0], texts[1]))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def predicted_chunks(
+    classifier: XNLIClassifier, rows: Iterator[Row], bad: BadRows
+) -> Iterator[list[tuple[Row, Prediction]]]:
+    """Rows with their predictions, in order, as many at once as memory should hold."""
+    size = FIRST_CHUNK
+    while chunk := list(islice(rows, size)):
+        size = min(2 * size, LARGEST_CHUNK)
+        try:
+            encoded = classifier.encode([row.pair for row in chunk])
+        except DataError:
+            chunk = list(_usable(classifier, chunk, bad))
+            encoded = classifier.encode([row.pair for row in chunk])
+        yield list(zip(chunk, classifier.predict_encoded(encoded), strict=True))
+
+
+def _usable(classifier: XNLIClassifier, rows: Iterable[Row], bad: BadRows) -> Iterator[Row]:
+    for row in rows:
+        problem = classifier.problem_of(row.pair)
+        if problem is None:
+            yield row
+        else:
+            bad(row.where, problem)
+
+
+def row_writer(
+    kind: str, file: TextIO, columns: Sequence[str], classes: Sequence[str]
+) -> Callable[[Row, Prediction], None]:
+    """A function that writes a row and its prediction to `file`, after the header, if any.
+
+    jsonl keeps all that the input has; csv and tsv keep `columns`; "lines" are the two texts.
+    """
+    if kind == "jsonl":
+        return lambda row, prediction: file.write(json_line(row.fields, prediction))
+    if kind == "lines":
+        return lambda row, prediction: file.write(
+            "\t".join([*row.pair, *_printed(prediction)]) + "\n"
+        )
+    writer = csv.writer(file, delimiter=SEPARATORS[kind], lineterminator="\n")
+    added = ["prediction", *(f"probability_{name}" for name in classes)]
+    kept = [column for column in columns if column not in added]
+    writer.writerow([*kept, *added])
+    return lambda row, prediction: writer.writerow(
+        [*(row.fields[column] for column in kept), *_printed(prediction)]
+    )
+
+
+def _printed(prediction: Prediction) -> list[str]:
+    return [prediction.label, *(f"{p:.6f}" for p in prediction.probabilities.values())]
+
+
+def json_line(fields: dict[str, object], prediction: Prediction) -> str:
+    """The fields of a row with its prediction, as a line of JSON."""
+    record = fields | {
+        "prediction": prediction.label,
+        "probabilities": prediction.probabilities,
+        "logits": prediction.logits,
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextIO) -> None:
+    """The classes of one pair, the most probable first."""
+    pair = (args.premise, args.hypothesis)
+    if problem := classifier.problem_of(pair):
+        raise DataError(problem)
+    (prediction,) = classifier.predict([pair])
+    if args.json:
+        fields = {"premise": args.premise, "hypothesis": args.hypothesis}
+        out.write(json_line(fields, prediction))
+        return
+    by_probability = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    out.writelines(f"{name} {probability:.4f}\n" for name, probability in by_probability)
+
+
+def predict_many(
+    args: argparse.Namespace, classifier: XNLIClassifier, source: PairSource, bad: BadRows
+) -> None:
+    """All pairs of the source, to --output or standard output."""
+    if args.output is None:
+        with standard_output() as out:
+            _write_predictions(args, classifier, source, bad, out)
+        return
+
+    def write(partial: Path) -> None:
+        # A lone surrogate in a field that is merely handed on is written as its JSON escape.
+        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with open(partial, "w", **options) as out:
+            _write_predictions(args, classifier, source, bad, out)
+
+    save_atomically(Path(args.output), write)
+
+
+def _write_predictions(
+    args: argparse.Namespace,
+    classifier: XNLIClassifier,
+    source: PairSource,
+    bad: BadRows,
+    out: TextIO,
+) -> None:
+    kind = source.kind
+    if args.output is not None:
+        kind = _kind_of(Path(args.output))
+    elif args.json:
+        kind = "jsonl"
+    write, written = row_writer(kind, out, source.columns, classifier.classes), 0
+    with _progress_bar(source, out) as bar:
+        for chunk in predicted_chunks(classifier, source.rows, bad):
+            for row, prediction in chunk:
+                write(row, prediction)
+            out.flush()
+            written += len(chunk)
+            bar.set_postfix_str(f"{written} pairs, {bad.count} skipped", refresh=False)
+            bar.update(len(chunk) if source.bytes_read is None else source.bytes_read() - bar.n)
+    if not written:
+        found = f"none of {bad.count} rows can be used" if bad.count else "no pairs"
+        raise DataError(f"{source.name}: {found}, expected at least one")
+
+
+def _progress_bar(source: PairSource, out: TextIO) -> tqdm:
+    """On a terminal, unless the predictions go there; a file's progress is counted in bytes."""
+    unit = {"unit": " pairs"} if source.bytes_read is None else {"unit": "B", "unit_scale": True}
+    hidden = True if out.isatty() else None
+    return tqdm(total=source.num_bytes, desc="predicting", disable=hidden, **unit)
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Standard output in UTF-8; a reader that has seen enough, as `head`, ends the work quietly."""
+    out = sys.stdout
+    out.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        yield out
+        out.flush()
+    except OSError as error:
+        # What is still in the buffer would fail once more when Python ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), out.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def run(args: argparse.Namespace) -> None:
+    """What a checked command line asks for."""
+    if args.export is not None:
+        export_checkpoint(Path(args.checkpoint), Path(args.export))
+        return
+    classifier = XNLIClassifier.load(
+        args.checkpoint, args.device, args.dtype, args.max_tokens_per_batch
+    )
+    if args.premise is not None:
+        with standard_output() as out:
+            predict_one(args, classifier, out)
+        return
+    bad = BadRows(args.bad_rows)
+    with opened_pairs(args, bad) as source:
+        predict_many(args, classifier, source, bad)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    set_up_libraries()
+
+    def work() -> None:
+        args, problems = parse_flags(DESCRIPTION, FLAGS, argv)
+        check_request(args, problems)
+        run(args)
+
+    try:
+        return exit_code_of(
+            work, refused=(DataError, RunError, ExportError), failed=(EvaluationError,)
+        )
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,392 @@
+"""Evaluation as a user meets it: checkpoints and predictions, files, comparisons, errors."""
+
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+import torch
+from small_run import LABELS, command
+
+import evaluate_hindi_xnli as evaluate
+import finetune_hindi_xnli as finetune
+from evaluation import SCORES
+from inference import XNLIClassifier
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    """The folders of the defaults are relative."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> types.SimpleNamespace:
+    """A fine-tuned checkpoint, two more seeds of it by noise on its head, one with its classes in
+    another order, one of two classes, and parallel datasets."""
+    folder = tmp_path_factory.mktemp("assets")
+    made = small_run.make_assets(folder)
+    made.hindi, made.urdu = (small_run.write_dataset(folder / f"xnli_{x}") for x in ("hi", "ur"))
+    made.out_dir = folder / "trained"
+    assert finetune.main(command(made, made.out_dir, "--num_epochs", 1)) == 0
+    made.seeds = [made.out_dir / "pairs-ckpt.pt"]
+    made.seeds += [save_variant(made, f"seed{i}", add_noise(i)) for i in (1, 2)]
+    made.reordered = save_variant(made, "reordered", reorder_classes)
+    made.binary = save_variant(made, "binary", make_binary)
+    made.longer = save_variant(made, "longer", lambda saved: saved.update(block_size=158))
+    made.broken = save_variant(made, "broken", add_noise(1, float("nan")))
+    return made
+
+
+@pytest.fixture(scope="module")
+def evaluated(assets) -> Path:
+    """The out_dir of one checkpoint's evaluation on its own dataset."""
+    return run(assets, "evaluated", "--checkpoint", assets.seeds[0], "--dataset", assets.dataset)
+
+
+def save_variant(assets, name: str, change) -> Path:
+    saved = torch.load(assets.seeds[0], weights_only=True)
+    change(saved)
+    path = assets.folder / f"{name}-ckpt.pt"
+    torch.save(saved, path)
+    return path
+
+
+def add_noise(seed: int, scale: float = 1.0):
+    def change(saved: dict) -> None:
+        bias = saved["model"]["head.output.bias"]
+        generator = torch.Generator().manual_seed(seed)
+        saved["model"]["head.output.bias"] = bias + scale * torch.randn(3, generator=generator)
+
+    return change
+
+
+def reorder_classes(saved: dict) -> None:
+    saved["classes"] = [saved["classes"][i] for i in (2, 0, 1)]
+    for name in ("weight", "bias"):
+        saved["model"][f"head.output.{name}"] = saved["model"][f"head.output.{name}"][[2, 0, 1]]
+
+
+def make_binary(saved: dict) -> None:
+    saved["classes"] = ["no", "yes"]
+    for name in ("weight", "bias"):
+        saved["model"][f"head.output.{name}"] = saved["model"][f"head.output.{name}"][:2]
+
+
+def shorten(saved: dict) -> None:
+    saved["block_size"] = saved["config"]["max_seq_len"] = 8
+
+
+def words(assets, out_dir: Path, *argv: object) -> list[str]:
+    fixed = ["--out_dir", out_dir, "--cache_dir", assets.cache, "--device", "cpu"]
+    return [str(word) for word in [*fixed, "--bootstrap_samples", 200, *argv]]
+
+
+def run(assets, name: str, *argv: object) -> Path:
+    out_dir = assets.folder / name
+    assert evaluate.main(words(assets, out_dir, *argv)) == 0
+    return out_dir
+
+
+def results_of(out_dir: Path) -> dict:
+    return json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
+
+
+def lines_of(out_dir: Path) -> list[dict]:
+    text = (out_dir / "predictions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def refusal(assets, capsys, *argv: object, code: int = 2) -> list[str]:
+    """The lines on stderr of a command that must fail and leave nothing."""
+    out_dir = Path("refused")
+    assert evaluate.main(words(assets, out_dir, *argv)) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("error: ") for line in lines), lines
+    assert not out_dir.exists()
+    return lines
+
+
+def test_the_scores_are_those_of_fine_tuning(evaluated, assets):
+    metrics = results_of(evaluated)["datasets"]["pairs"]
+    trained = json.loads((assets.out_dir / "results.json").read_text(encoding="utf-8"))["test"]
+    for name in ("accuracy", "macro_f1", "loss", "confusion", "per_class", "majority_accuracy"):
+        assert metrics[name] == trained[name]
+
+
+def test_results_tell_everything_of_the_split(evaluated, assets):
+    results = results_of(evaluated)
+    metrics = results["datasets"]["pairs"]
+    assert set(metrics) == {
+        *(*SCORES, "ece", "examples", "per_class", "confusion", "majority_accuracy"),
+        *("intervals", "calibration", "slices"),
+    }
+    for name in SCORES:
+        low, high = metrics["intervals"][name]
+        assert low <= metrics[name] <= high
+    assert metrics["examples"] == sum(b["count"] for b in metrics["calibration"]) == 18
+    negation = {cut["slice"]: cut["examples"] for cut in metrics["slices"]["negation"]}
+    assert negation == {"with negation": 6, "without negation": 12}
+    assert results["macro_average"]["accuracy"] == metrics["accuracy"]
+    checkpoint = results["checkpoint"]
+    assert checkpoint["file"] == str(assets.seeds[0]) and len(checkpoint["sha256"]) == 64
+    assert checkpoint["format"] == "small" and checkpoint["pretrained"]["step"] == 100
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["data"]["pairs"]["rows"] == 18
+
+
+def test_predictions_are_the_rows_in_order_with_what_was_made_of_them(evaluated, assets):
+    lines = lines_of(evaluated)
+    rows = [json.loads(line) for line in (assets.dataset / "test.jsonl").open(encoding="utf-8")]
+    assert [line["id"] for line in lines] == list(range(18))
+    for line, row in zip(lines, rows, strict=True):
+        assert {name: line[name] for name in row} == row
+        assert (line["dataset"], line["split"]) == ("pairs", "test")
+        assert line["prediction"] == max(line["probabilities"], key=line["probabilities"].get)
+        assert list(line["probabilities"]) == list(LABELS)
+        shares = np.exp(line["logits"]) / np.exp(line["logits"]).sum()
+        assert list(line["probabilities"].values()) == pytest.approx(shares, rel=1e-5)
+    right = np.mean([line["label"] == line["prediction"] for line in lines])
+    assert results_of(evaluated)["datasets"]["pairs"]["accuracy"] == pytest.approx(right)
+
+
+def test_logits_are_those_of_the_pairs_one_by_one(evaluated, assets):
+    classifier = XNLIClassifier.load(assets.seeds[0], device="cpu")
+    for line in lines_of(evaluated):
+        (alone,) = classifier.predict([(line["premise"], line["hypothesis"])])
+        assert line["logits"] == pytest.approx(alone.logits, abs=1e-5)
+
+
+def test_datasets_of_several_languages_in_one_table(assets, capsys):
+    argv = ["--dataset", "xnli_hi", "xnli_ur", "--data_dir", assets.folder]
+    out_dir = run(assets, "languages", "--checkpoint", assets.seeds[0], *argv, "--split", "train")
+    results = results_of(out_dir)
+    assert list(results["datasets"]) == ["xnli_hi", "xnli_ur"]
+    # The same rows under two names: drawn together, so the mean is no surer.
+    assert results["macro_average"]["accuracy"] == results["datasets"]["xnli_hi"]["accuracy"]
+    for name, interval in results["macro_average"]["intervals"].items():
+        assert interval == pytest.approx(results["datasets"]["xnli_ur"]["intervals"][name])
+    assert [line["dataset"] for line in lines_of(out_dir)] == ["xnli_hi"] * 36 + ["xnli_ur"] * 36
+    table = capsys.readouterr().out.splitlines()
+    accuracy = f"{results['macro_average']['accuracy']:.4f}"
+    assert [line.split()[0] for line in table[1:]] == ["xnli_hi", "xnli_ur", "macro"]
+    assert all(accuracy in line for line in table[1:])
+
+
+def test_xnli_all_is_the_fifteen_languages(assets, capsys):
+    folder = assets.folder / "all"
+    for language in "ar bg de el en es fr hi ru sw th tr ur vi zh".split():
+        small_run.write_dataset(folder / f"xnli_{language}")
+    out_dir = run(
+        assets,
+        "all15",
+        "--checkpoint",
+        assets.seeds[0],
+        "--dataset",
+        "xnli_all",
+        "--data_dir",
+        folder,
+    )
+    results = results_of(out_dir)
+    assert len(results["datasets"]) == 15
+    assert results["datasets"]["xnli_sw"]["slices"]["negation"] == []
+    assert len(capsys.readouterr().out.splitlines()) == 17
+
+
+@pytest.mark.parametrize("with_dataset", [True, False])
+def test_predictions_are_scored_as_their_model_was(with_dataset, evaluated, assets):
+    argv = ["--dataset", assets.dataset] if with_dataset else []
+    out_dir = run(assets, f"again{with_dataset}", "--predictions", evaluated, *argv)
+    again, before = results_of(out_dir), results_of(evaluated)
+    assert again["datasets"] == before["datasets"]
+    assert again["macro_average"] == before["macro_average"]
+    assert lines_of(out_dir) == lines_of(evaluated)
+
+
+def test_several_checkpoints_are_seeds_of_one_recipe(assets, evaluated, capsys):
+    out_dir = run(assets, "seeds", "--checkpoint", *assets.seeds, "--dataset", assets.dataset)
+    printed = capsys.readouterr().out
+    results = results_of(out_dir)
+    figures = results["seeds"]["datasets"]["pairs"]["accuracy"]
+    assert figures["values"][0] == results_of(evaluated)["datasets"]["pairs"]["accuracy"]
+    assert len(set(figures["values"])) > 1
+    assert figures["std"] == pytest.approx(np.std(figures["values"], ddof=1))
+    assert results["datasets"]["pairs"]["accuracy"] == pytest.approx(figures["mean"])
+    assert [c["file"] for c in results["seeds"]["checkpoints"]] == [str(p) for p in assets.seeds]
+    assert f"{figures['mean']:.4f} ± {figures['std']:.4f} over 3 seeds" in printed
+    lines = lines_of(out_dir)
+    assert [line["run"] for line in lines] == [1] * 18 + [2] * 18 + [3] * 18
+    without_run = [{k: v for k, v in line.items() if k != "run"} for line in lines[:18]]
+    assert without_run == lines_of(evaluated)
+    again = results_of(run(assets, "seeds_again", "--predictions", out_dir))
+    assert again["seeds"]["datasets"] == results["seeds"]["datasets"]
+    assert again["datasets"] == results["datasets"]
+
+
+def test_two_recipes_are_compared_on_the_same_rows(assets, evaluated, capsys):
+    argv = ["--checkpoint", assets.seeds[1], "--dataset", assets.dataset]
+    out_dir = run(assets, "compared", *argv, "--compare", evaluated)
+    comparison = results_of(out_dir)["comparison"]
+    figures = comparison["datasets"]["pairs"]
+    scores = [results_of(path)["datasets"]["pairs"]["macro_f1"] for path in (out_dir, evaluated)]
+    assert figures["macro_f1"]["difference"] == pytest.approx(scores[0] - scores[1])
+    predictions = [lines_of(path) for path in (out_dir, evaluated)]
+    rights = [np.array([p["prediction"] == p["label"] for p in lines]) for lines in predictions]
+    assert figures["mcnemar"]["only_first_right"] == (rights[0] & ~rights[1]).sum()
+    assert figures["mcnemar"]["variant"] == "exact binomial"
+    assert comparison["checkpoints"][0]["file"] == str(evaluated / "predictions.jsonl")
+    assert f"difference {figures['accuracy']['difference']:+.4f}" in capsys.readouterr().out
+    by_model = run(assets, "compared2", *argv, "--compare", assets.seeds[0])
+    assert results_of(by_model)["comparison"]["datasets"] == comparison["datasets"]
+
+
+def test_classes_in_another_order_are_matched_by_name(assets):
+    argv = ["--checkpoint", assets.seeds[0], "--dataset", assets.dataset]
+    out_dir = run(assets, "reordered", *argv, "--compare", assets.reordered)
+    figures = results_of(out_dir)["comparison"]["datasets"]["pairs"]
+    assert all(figures[name]["difference"] == 0 for name in SCORES)
+    assert figures["mcnemar"]["only_first_right"] == figures["mcnemar"]["only_second_right"] == 0
+
+
+def test_the_hypothesis_only_baseline_stands_beside_the_model(assets, capsys):
+    argv = ["--checkpoint", assets.seeds[0], "--dataset", assets.dataset, "--hypothesis_only"]
+    results = results_of(run(assets, "baseline", *argv))
+    # These hypotheses give their label away.
+    assert results["datasets"]["pairs"]["hypothesis_only"] == {"accuracy": 1.0, "macro_f1": 1.0}
+    assert "(hypothesis only 1.0000)" in capsys.readouterr().out
+
+
+def test_a_larger_block_size_than_the_checkpoints_may_be_asked_for(assets, evaluated, capsys):
+    short = save_variant(assets, "short", shorten)
+    argv = ["--checkpoint", short, "--dataset", assets.dataset]
+    (line,) = refusal(assets, capsys, *argv)
+    assert "--block_size 8" in line
+    out_dir = run(assets, "longer_rows", *argv, "--block_size", 160)
+    metrics, whole = (results_of(path)["datasets"]["pairs"] for path in (out_dir, evaluated))
+    assert metrics["confusion"] == whole["confusion"]
+    assert metrics["loss"] == pytest.approx(whole["loss"])
+
+
+def test_a_class_without_rows_is_noted(assets, capsys, tmp_path):
+    folder = small_run.write_dataset(tmp_path / "two")
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if '"neutral"' not in line]
+    (folder / "test.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    run(assets, "two_classes", "--checkpoint", assets.seeds[0], "--dataset", folder)
+    assert "no row of neutral in test" in capsys.readouterr().out
+
+
+def test_builtin_datasets_are_known_by_their_names(assets, monkeypatch):
+    splits = {"test": small_run.rows_about(small_run.NAMES[:3])}
+    monkeypatch.setitem(evaluate.BUILTIN_DATASETS, "demo", lambda: splits)
+    argv = ["--checkpoint", assets.seeds[0], "--dataset", "demo"]
+    assert results_of(run(assets, "demo", *argv))["datasets"]["demo"]["examples"] == 9
+
+
+# Errors
+
+
+def test_all_that_is_wrong_with_a_command_is_told_at_once(assets, capsys):
+    lines = refusal(
+        assets,
+        capsys,
+        *("--checkpoint", "missing.pt", assets.checkpoint, "--compare", "missing.jsonl"),
+        *("--dataset", "xnli_hi", "xnli_hi", "--split", "tset", "--device", "tpu"),
+    )
+    told = "\n".join(lines)
+    assert len(lines) == 6
+    assert "--split tset: expected train or validation or test" in told
+    assert "--device tpu" in told and "xnli_hi more than once" in told
+    assert "missing.pt: can't be loaded (no such file)" in told
+    assert f"{assets.checkpoint}: not a fine-tuned checkpoint of this project" in told
+    assert "missing.jsonl: can't be read" in told
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "--checkpoint or --predictions is needed"),
+        (["--predictions", "a", "--checkpoint", "b"], "expected one of them"),
+        (["--predictions", "a", "--hypothesis_only"], "needs --dataset"),
+    ],
+)
+def test_what_is_scored_must_be_said(argv, told, assets, capsys):
+    assert told in refusal(assets, capsys, *argv)[0]
+
+
+def test_a_binary_model_on_three_classes(assets, capsys):
+    (line,) = refusal(assets, capsys, "--checkpoint", assets.binary, "--dataset", assets.dataset)
+    assert f"classes {', '.join(LABELS)}, but {assets.binary} knows no, yes" in line
+
+
+def test_a_label_that_the_model_does_not_know(assets, capsys, tmp_path):
+    folder = small_run.write_dataset(tmp_path / "odd")
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[4] = lines[4].replace('"neutral"', '"unsure"')
+    (folder / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (line,) = refusal(assets, capsys, "--checkpoint", assets.seeds[0], "--dataset", folder)
+    assert "row 5 has 'unsure'" in line and "expected entailment" in line
+
+
+def test_missing_columns_and_empty_splits(assets, capsys, tmp_path):
+    argv = ["--checkpoint", assets.seeds[0], "--dataset"]
+    (line,) = refusal(assets, capsys, *argv, assets.dataset, "--label_column", "gold")
+    assert "no column gold" in line and "--label_column" in line
+    folder = small_run.write_dataset(tmp_path / "empty")
+    (folder / "test.jsonl").write_text("")
+    (line,) = refusal(assets, capsys, *argv, folder)
+    assert "test is empty" in line
+
+
+def test_predictions_of_other_data_are_refused(assets, evaluated, capsys, tmp_path):
+    folder = small_run.write_dataset(tmp_path / "pairs", label_shift=1)
+    (line,) = refusal(assets, capsys, "--predictions", evaluated, "--dataset", folder)
+    assert "label of id 0" in line and "predictions of other data" in line
+    (line,) = refusal(assets, capsys, "--predictions", evaluated, "--dataset", assets.hindi)
+    assert "no predictions for xnli_hi (found pairs)" in line
+
+
+def test_predictions_without_labels_need_their_data(assets, evaluated, capsys, tmp_path):
+    lines = [{k: v for k, v in line.items() if k != "label"} for line in lines_of(evaluated)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "unlabelled.jsonl").write_text(text, encoding="utf-8")
+    argv = ["--predictions", "unlabelled.jsonl"]
+    (line,) = refusal(assets, capsys, *argv)
+    assert "id 0 has the label None" in line and "--dataset" in line
+    out_dir = run(assets, "labelled", *argv, "--dataset", assets.dataset)
+    assert results_of(out_dir)["datasets"] == results_of(evaluated)["datasets"]
+
+
+def test_another_recipe_is_no_seed_and_no_checkpoint_stands_twice(assets, capsys):
+    argv = ["--dataset", assets.dataset, "--checkpoint", assets.seeds[0]]
+    (line,) = refusal(assets, capsys, *argv, assets.longer)
+    assert "another block size" in line and "--compare" in line
+    later = save_variant(assets, "later", lambda saved: saved["pretrained"].update(step=101))
+    (line,) = refusal(assets, capsys, *argv, later)
+    assert "another pretrained step" in line
+    (line,) = refusal(assets, capsys, *argv, assets.seeds[0])
+    assert "the same twice" in line
+    (line,) = refusal(assets, capsys, *argv, "--compare", assets.binary)
+    assert "classes no, yes" in line
+
+
+def test_logits_that_are_not_finite_fail_and_leave_nothing(assets, capsys):
+    argv = ["--checkpoint", assets.broken, "--dataset", assets.dataset]
+    (line,) = refusal(assets, capsys, *argv, code=1)
+    assert f"{assets.broken}: logits are not finite" in line
+
+
+def test_predictions_are_checked_before_a_model_computes_anything(assets, evaluated, capsys):
+    argv = ["--checkpoint", assets.broken, "--dataset", assets.hindi]
+    (line,) = refusal(assets, capsys, *argv, "--compare", evaluated)
+    assert "no predictions for xnli_hi" in line
+
+
+def test_a_training_runs_results_are_not_overwritten(assets, capsys):
+    before = (assets.out_dir / "results.json").read_bytes()
+    argv = ["--checkpoint", assets.seeds[0], "--dataset", assets.dataset]
+    assert evaluate.main(words(assets, assets.out_dir, *argv)) == 2
+    assert "holds a fine-tuning run" in capsys.readouterr().err
+    assert (assets.out_dir / "results.json").read_bytes() == before
