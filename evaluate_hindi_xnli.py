@@ -5,9 +5,9 @@
     python evaluate_hindi_xnli.py --checkpoint a/seed*/*-ckpt.pt --compare b/seed*/*-ckpt.pt
 
 Several checkpoints are seeds of one recipe, and every figure is the mean of theirs; --compare
-takes those of a second recipe. Leaves results.json and predictions.jsonl in --out_dir. Exit codes:
-0 done, 1 the model's numbers are not finite or memory does not suffice, 2 what was asked can't be
-done (said in lines that begin with "error:"), 130 interrupted.
+takes those of a second recipe. Leaves results.json, predictions.jsonl and a report in --out_dir.
+Exit codes: 0 done, 1 the model's numbers are not finite or memory does not suffice, 2 what was
+asked can't be done (said in lines that begin with "error:"), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,10 +43,10 @@ from evaluation import (
     logits_in_order,
     macro_average,
     over_seeds,
-    prediction_lines,
     read_predictions,
     scores_of_models,
     split_metrics,
+    write_predictions,
 )
 from inference import (
     DTYPES,
@@ -57,6 +58,7 @@ from inference import (
     read_fine_tuned,
     split_logits,
 )
+from report import write_report
 from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
 from xnli_data import (
     SPLITS,
@@ -141,7 +143,10 @@ FLAGS: FlagGroups = {
             low=1,
         ),
     ),
-    "output": (Flag("out_dir", str, "evaluation", "folder of results.json, predictions.jsonl"),),
+    "output": (
+        Flag("out_dir", str, "evaluation", "folder of results.json, predictions.jsonl"),
+        Flag("report", bool, True, "write report.html, report.md and figures there"),
+    ),
 }
 DESCRIPTION = "Score fine-tuned checkpoints or predictions, with intervals and comparisons."
 
@@ -586,19 +591,49 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
     }
 
 
-def write_predictions(path: Path, split: str, scored: Mapping[str, ScoredSplit]) -> None:
-    """predictions.jsonl; of several models with the number of each as "run", model by model."""
-    num_models = len(next(iter(scored.values())).logits)
+def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> None:
+    """report.html, report.md and figures/ beside results.json."""
+    comparison = results.get("comparison")
+    if comparison is not None:
+        comparison = comparison | {"names": [_side(inputs.first), _side(inputs.second)]}
+    write_report(
+        args.out_dir,
+        f"{_side(inputs.first)} on {', '.join(results['datasets'])} ({args.split})",
+        facts=_facts(inputs, results),
+        results=results["datasets"],
+        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        macro_average=results["macro_average"] if len(results["datasets"]) > 1 else None,
+        seeds=results.get("seeds"),
+        comparison=comparison,
+    )
 
-    def write(partial: Path) -> None:
-        with open(partial, "w", encoding="utf-8") as file:
-            for model in range(num_models):
-                run = {"run": model + 1} if num_models > 1 else {}
-                for name, one in scored.items():
-                    for line in prediction_lines(name, split, one.of_model(model)):
-                        file.write(json.dumps(line | run, ensure_ascii=False) + "\n")
 
-    save_atomically(path, write)
+def _side(sources: Sequence[Source]) -> str:
+    """What a recipe is called: the folder of its first checkpoint or predictions."""
+    path = sources[0].path.resolve()
+    name = path.parent.name if path.is_file() else path.name
+    return name if len(sources) == 1 else f"{name} and {len(sources) - 1} more"
+
+
+def _facts(inputs: Inputs, results: dict) -> dict[str, object]:
+    return {
+        "command": results["command"],
+        "scored": [f"{source.path} {source.facts.get('sha256', '')}" for source in inputs.first],
+        "compared with": [str(source.path) for source in inputs.second] or None,
+        "pretrained": inputs.first[0].facts.get("pretrained"),
+        "format": inputs.first[0].facts.get("format"),
+        "data": {name: one["content_sha256"] for name, one in results["data"].items()} or None,
+        "tokenizer": inputs.first[0].facts.get("tokenizer_sha256"),
+        "bootstrap": results["bootstrap"],
+        "machine": f"{platform.node()}, {results['device']}, {results['dtype']}",
+        "versions": results["versions"],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _lines_of(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def table_of(results: Mapping) -> list[str]:
@@ -677,7 +712,11 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
         scored = score(args, inputs, inputs.first)
         compared = score(args, inputs, inputs.second) if inputs.second else None
         results = results_of(args, inputs, scored, compared, without_premises)
-        write_predictions(out_dir / PREDICTIONS_FILE, args.split, scored)
+        save_atomically(
+            out_dir / PREDICTIONS_FILE, lambda path: write_predictions(path, args.split, scored)
+        )
+        if args.report:
+            write_report_of(args, inputs, results)
         save_json(out_dir / "results.json", results)
     print_results(results)
 

@@ -713,6 +713,17 @@ def prediction_lines(dataset: str, split: str, scored: ScoredSplit) -> Iterator[
         }
 
 
+def write_predictions(path: Path, split: str, scored: Mapping[str, ScoredSplit]) -> None:
+    """predictions.jsonl; of several models with the number of each as "run", model by model."""
+    num_models = len(next(iter(scored.values())).logits)
+    with open(path, "w", encoding="utf-8") as file:
+        for model in range(num_models):
+            run = {"run": model + 1} if num_models > 1 else {}
+            for name, one in scored.items():
+                for line in prediction_lines(name, split, one.of_model(model)):
+                    file.write(json.dumps(line | run, ensure_ascii=False) + "\n")
+
+
 def read_predictions(path: Path, split: str) -> list[dict[str, PredictedRows]]:
     """The rows of a split in a predictions.jsonl: by run of several in one file ("run"), and by
     dataset.

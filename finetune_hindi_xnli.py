@@ -40,6 +40,7 @@ from evaluation import (
     macro_average,
     prediction_lines,
     split_metrics,
+    write_predictions,
 )
 from inference import (
     DTYPES,
@@ -1108,7 +1109,9 @@ def report_on_test(
     if not inputs.ranks.is_first:
         return {}
     out_dir = Path(args.out_dir)
-    write_predictions(out_dir / "predictions.jsonl", scored)
+    save_atomically(
+        out_dir / "predictions.jsonl", lambda path: write_predictions(path, "test", scored)
+    )
     metrics = {name: split_metrics(one) for name, one in scored.items()}
     write_report(
         out_dir,
@@ -1152,17 +1155,6 @@ def scored_test(
 def _lines_of(scored: dict[str, ScoredSplit]) -> Iterator[dict]:
     for name, one in scored.items():
         yield from prediction_lines(name, "test", one)
-
-
-def write_predictions(path: Path, scored: dict[str, ScoredSplit]) -> None:
-    """predictions.jsonl: a line a row of test, to be compared or looked at without a model."""
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines_of(scored))
-
-    def write(partial: Path) -> None:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(lines)
-
-    save_atomically(path, write)
 
 
 def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:

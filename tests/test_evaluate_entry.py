@@ -80,7 +80,7 @@ def shorten(saved: dict) -> None:
 
 
 def words(assets, out_dir: Path, *argv: object) -> list[str]:
-    fixed = ["--out_dir", out_dir, "--cache_dir", assets.cache, "--device", "cpu"]
+    fixed = ["--out_dir", out_dir, "--cache_dir", assets.cache, "--device", "cpu", "--no-report"]
     return [str(word) for word in [*fixed, "--bootstrap_samples", 200, *argv]]
 
 
@@ -390,3 +390,17 @@ def test_a_training_runs_results_are_not_overwritten(assets, capsys):
     assert evaluate.main(words(assets, assets.out_dir, *argv)) == 2
     assert "holds a fine-tuning run" in capsys.readouterr().err
     assert (assets.out_dir / "results.json").read_bytes() == before
+
+
+def test_an_evaluation_leaves_a_report(assets, tmp_path):
+    """With a comparison of a model with itself: no difference, and both sides named."""
+    (seed,) = assets.seeds[:1]
+    copy = tmp_path / "other recipe" / seed.name
+    copy.parent.mkdir()
+    copy.write_bytes(seed.read_bytes())
+    argv = ["--checkpoint", seed, "--compare", copy, "--dataset", assets.dataset, "--report"]
+    assert evaluate.main(words(assets, tmp_path / "out", *argv)) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "other recipe" in page and "trained" in page and "McNemar" in page
+    assert 'src="http' not in page and "<script" not in page
+    assert list((tmp_path / "out" / "figures").glob("confusion*.pdf"))

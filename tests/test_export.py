@@ -326,6 +326,7 @@ def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
     of_set = saved["metrics"]
     other = of_set | {"accuracy": 0.125, "intervals": {"accuracy": [0.1, 0.2]}}
     saved["metrics"] = of_set | {"sets": {"hindi_xnli": of_set, "xnli_ur": other}}
+    saved["datasets"] = ["hindi_xnli", "xnli_ur"]
     encoding = inference.encoding_of_saved(saved, Path("x"))
     card = model_card(saved, Path("out/hindi_xnli+xnli_ur-ckpt.pt"), encoding)
     assert "language:\n- hi\n- ur\n" in card

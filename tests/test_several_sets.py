@@ -188,3 +188,19 @@ def test_sampling_is_part_of_the_command(trained, assets, capsys):
 
 def test_even_sampling_runs(assets, tmp_path):
     assert finetune.main(command(assets, tmp_path, "--sampling", "even", "--max_steps", 2)) == 0
+
+
+def test_a_run_ends_with_its_report(assets, tmp_path):
+    words = command(assets, tmp_path, "--report", "--max_steps", 4)
+    assert finetune.main(words) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    of_pairs = results["test"]["sets"]["pairs"]
+    low, high = of_pairs["intervals"]["accuracy"]
+    assert low <= of_pairs["accuracy"] <= high
+    for told in ("contrary", "state_step000100.pt", "95 % intervals"):
+        assert told in page
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open(encoding="utf-8")]
+    assert len(lines) == results["test"]["examples"]
+    right = sum(line["label"] == line["prediction"] for line in lines if line["dataset"] == "pairs")
+    assert right / of_pairs["examples"] == pytest.approx(of_pairs["accuracy"])
