@@ -198,7 +198,7 @@ def test_a_run_ends_with_its_report(assets, tmp_path):
     of_pairs = results["test"]["sets"]["pairs"]
     low, high = of_pairs["intervals"]["accuracy"]
     assert low <= of_pairs["accuracy"] <= high
-    for told in ("contrary", "state_step000100.pt", "95 % intervals"):
+    for told in ("contrary", "state_step000100.pt", "bootstrap over premises"):
         assert told in page
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open(encoding="utf-8")]
     assert len(lines) == results["test"]["examples"]
