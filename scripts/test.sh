@@ -13,4 +13,10 @@ if (($#)); then
   exec pytest "$@"
 fi
 pytest -q -n auto -m "not long"
-pytest -q -m long
+
+# The job scripts are tested in a real cluster; where there can be none, those tests are skipped.
+trap 'bash scripts/slurm_cluster.sh stop' EXIT
+SLURM_CLUSTER_PROBLEM=$(bash scripts/slurm_cluster.sh start 2>&1 > /dev/null) ||
+  echo "$SLURM_CLUSTER_PROBLEM"
+export SLURM_CLUSTER_PROBLEM
+pytest -q -rs -m long

@@ -1,0 +1,30 @@
+"""What tests of shell scripts share: stand-ins for programs, and this interpreter as a venv."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def stub(folder: Path, name: str, body: str) -> None:
+    """A program `name` that does `body`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def make_venv(venv: Path) -> Path:
+    """A folder that scripts/venv.sh takes for a finished .venv: this interpreter's packages."""
+    wanted = subprocess.run(
+        ["bash", "-c", "cat requirements*.txt requirements.txt | cksum"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (venv / "bin").mkdir(parents=True)
+    (venv / "installed-requirements.txt").write_text(wanted)
+    (venv / "bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    return venv
