@@ -1326,8 +1326,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         with StopSignals() as stop, _only_first_rank_prints():
             args, problems = parse_arguments(argv)
-            with joined_ranks(_wants_gpu(args)) as ranks:
-                run(args, check_inputs(args, problems, ranks, stop))
+            try:
+                with joined_ranks(_wants_gpu(args)) as ranks:
+                    run(args, check_inputs(args, problems, ranks, stop))
+            # A library that a signal interrupts may make another error of it.
+            except Exception:
+                if stop.raised is None:
+                    raise
+                raise stop.raised from None
             print(f"done in {time.perf_counter() - started:.0f} s")
 
     try:

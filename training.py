@@ -88,6 +88,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.raised: Stopped | None = None
         self._deferring = False
         self._earlier: dict = {}
 
@@ -104,7 +105,8 @@ class StopSignals:
     def _receive(self, number: int, _: object) -> None:
         self.received = signal.Signals(number).name
         if not self._deferring:
-            raise Stopped(f"stopped by {self.received} outside of training")
+            self.raised = Stopped(f"stopped by {self.received} outside of training")
+            raise self.raised
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

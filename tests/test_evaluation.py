@@ -504,6 +504,16 @@ def test_a_language_that_negates_inside_of_words_has_no_such_slices():
     assert slices_of(["a"], ["Gelmedi"], "tr")["negation"] == {}
 
 
+def test_the_hypothesis_only_baseline_sees_what_is_mostly_denied():
+    """One topic is true when denied, the other when not: neither word alone tells anything."""
+    texts = [f"{topic} की ख़बर यहाँ {ending}" for topic in ("खेल", "देश") for ending in ("है", "नहीं है")]
+    labels = np.array([0, 1, 1, 0])
+    found = hypothesis_only(texts * 30, np.tile(labels, 30), texts, labels, "hi")
+    assert found["accuracy"] == 1.0
+    blind = hypothesis_only(texts * 30, np.tile(labels, 30), texts, labels, "tr")
+    assert blind["accuracy"] <= 0.75
+
+
 def test_the_hypothesis_only_baseline_finds_what_the_hypothesis_gives_away():
     generator = np.random.default_rng(0)
     words = generator.integers(0, 50, size=(300, 3))

@@ -419,6 +419,17 @@ def test_a_signal_outside_of_training_ends_the_run_at_once(
     assert kills.differences(whole("plain"), kills.outcome(tmp_path)) == []
 
 
+def test_a_stop_that_a_library_turns_into_another_error_is_a_stop(assets, tmp_path, monkeypatch):
+    def compile_in_c(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise TypeError(f"wrapper: {error}") from None
+
+    monkeypatch.setattr(finetune, "compile_where_worthwhile", compile_in_c)
+    assert run(assets, tmp_path) == 75
+
+
 def test_handlers_are_put_back(assets, tmp_path):
     before = [signal.getsignal(number) for number in training.STOP_SIGNALS]
     assert run(assets, tmp_path, "--max_steps", 1) == 0
