@@ -445,7 +445,7 @@ def _saved_source(folder: Path, request: DataRequest) -> _Source:
         loaded = {}
         for split in splits:
             # It stumbles over a split that was saved without rows.
-            with _said_as_data_error(f"{folder}: {split}, empty or damaged"):
+            with _said_as_data_error(f"{folder}: {_shown(str(split))}, empty or damaged"):
                 loaded[split] = datasets.load_from_disk(str(folder / split))
         return loaded
 
@@ -515,7 +515,7 @@ def _load_file(split: str, paths: list[Path], request: DataRequest, cache_dir: P
             **options,
         )
     _compare_with_plain_reading(loaded, plain, paths, request)
-    _compare_class_names(loaded, paths, request)
+    _compare_parquet(loaded, paths, request)
     return loaded
 
 
@@ -635,15 +635,25 @@ def _compare_with_plain_reading(
     for place, column in enumerate(request.text_columns):
         for number, (row, text) in enumerate(zip(rows, loaded[column][:], strict=True), start=1):
             if row[place] != text:
-                raise DataError(
-                    f"{paths[0]}: row {number} is read as something else by datasets "
-                    f"({_shown(repr(row[place]))} as {_shown(repr(text))}); write it as parquet"
-                )
+                raise _misread(paths[0], number, row[place], text)
+    if getattr(loaded.features[request.label_column], "names", None) is None:
+        labels = loaded[request.label_column][:]
+        for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=1):
+            # A missing one is refused where the labels are checked.
+            if label is not None and str(row[-1]) != str(label):
+                raise _misread(paths[0], number, row[-1], label)
 
 
-def _compare_class_names(loaded: object, paths: Iterable[Path], request: DataRequest) -> None:
-    """Files read together get the class names of the first one; ids that mean other names in a
-    later one are refused."""
+def _misread(path: Path, number: int, written: object, read: object) -> DataError:
+    return DataError(
+        f"{path}: row {number} is read as something else by datasets "
+        f"({_shown(repr(written))} as {_shown(repr(read))}); write it as parquet"
+    )
+
+
+def _compare_parquet(loaded: object, paths: Iterable[Path], request: DataRequest) -> None:
+    """Files read together get the types and class names of the first one; numbers that become
+    texts, and ids that mean other names in a later one, are refused."""
     import datasets
     import pyarrow.parquet
 
@@ -651,6 +661,10 @@ def _compare_class_names(loaded: object, paths: Iterable[Path], request: DataReq
     for path in paths:
         if path.suffix == ".parquet":
             schema = pyarrow.parquet.read_schema(path)
+            for column in set(request.text_columns) & set(schema.names):
+                kind = schema.field(column).type
+                if pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind):
+                    raise DataError(f"{path}: numbers ({kind}) in {column}, expected text")
             feature = datasets.Features.from_arrow_schema(schema).get(request.label_column)
             names = getattr(feature, "names", None)
             if names not in (None, read):
@@ -695,7 +709,7 @@ def _repository_source(
             loaded = dict(datasets.load_dataset(**where))
         for split in paths:
             _compare_with_plain_reading(loaded[split], plain[split], paths[split], request)
-            _compare_class_names(loaded[split], paths[split], request)
+            _compare_parquet(loaded[split], paths[split], request)
         return loaded
 
     return _Source(str(folder), digest, load)
@@ -940,7 +954,7 @@ def _reason(error: BaseException) -> str:
 
 def _shown(text: str) -> str:
     """What comes from a file, fit for one line of a terminal."""
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_SHOWN + 1])
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 

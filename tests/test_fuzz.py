@@ -40,10 +40,22 @@ def test_inputs_by_the_hundred_and_thousand(kind):
     assert report.outcomes.total() == CASES[kind]
 
 
+# About half a minute each; by number and not by time, so that every machine sees the same ones.
+MANY_MORE = {
+    "checkpoint": 1200,
+    "hostile": 800,
+    "tokenizer": 10000,
+    "dataset": 1500,
+    "cache": 1000,
+    "shard": 20000,
+    "flags": 2500,
+}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", fuzzing.KINDS)
 def test_many_more_inputs(kind):
-    assert_no_failures(fuzzing.fuzz(kind, first_seed=1_000_000, seconds=30))
+    assert_no_failures(fuzzing.fuzz(kind, first_seed=1_000_000, cases=MANY_MORE[kind]))
 
 
 NAMES = st.sampled_from([f"--{name}" for name in fuzz_inputs.FLAGS])
@@ -225,3 +237,11 @@ class Own(Kind):
             {code}
         return "fine"
 """
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("dataset", 1000412), ("dataset", 1000485), ("dataset", 1001725)]
+)
+def test_what_was_once_read_wrong(kind, seed):
+    """A split's name with a line end; labels that become JSON; numbers that become texts."""
+    assert_no_failures(fuzzing.fuzz(kind, first_seed=seed, cases=1))
