@@ -474,4 +474,11 @@ def test_demo_says_that_the_load_is_right_and_the_tokenizer_too(demo):
 def test_demo_leaves_the_files_that_the_readme_lists(demo):
     copy, _ = demo
     left = {path.name for path in (copy / "out/demo").iterdir()}
-    assert left == {"demo-ckpt.pt", "config.yaml", "metrics.jsonl", "results.json"}
+    table = (copy / "README.md").read_text(encoding="utf-8").split("## What a run leaves")[1]
+    listed = set(re.findall(r"`([^` ]+)`", table.split("Exit codes")[0]))
+    named = {name.replace("NAME", "demo").rstrip("/") for name in listed}
+    assert left <= named
+    # A run of minutes is saved once: there is no save before the last.
+    files = {"-ckpt.pt", "-last.pt", "config.yaml", "metrics.jsonl", "results.json", "report.html"}
+    files |= {"report.md", "figures", "predictions.jsonl", ".lock"}
+    assert left == {f"demo{name}" if name.startswith("-") else name for name in files}
