@@ -49,8 +49,7 @@ from evaluation import (
     write_predictions,
 )
 from inference import (
-    DTYPES,
-    EVALUATION_TOKENS,
+    MACHINE_FLAGS,
     device_of,
     dtype_of,
     encoding_of_saved,
@@ -132,17 +131,7 @@ FLAGS: FlagGroups = {
         Flag("bootstrap_samples", int, RESAMPLES, "draws of premises", low=100, high=10**6),
         Flag("seed", int, 0, "of the draws", low=0, high=2**32 - 1),
     ),
-    "machine": (
-        Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-        Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
-        Flag(
-            "max_tokens_per_batch",
-            int,
-            EVALUATION_TOKENS,
-            "of one forward pass, changes no result",
-            low=1,
-        ),
-    ),
+    "machine": MACHINE_FLAGS,
     "output": (
         Flag("out_dir", str, "evaluation", "folder of results.json, predictions.jsonl"),
         Flag("report", bool, True, "write report.html, report.md and figures there"),

@@ -43,7 +43,7 @@ from evaluation import (
     write_predictions,
 )
 from inference import (
-    DTYPES,
+    DEVICE_FLAGS,
     EVALUATION_TOKENS,
     device_of,
     dtype_of,
@@ -205,8 +205,7 @@ FLAGS: FlagGroups = {
         Flag("best_per_set", bool, False, "of several datasets, also keep the best model of each"),
     ),
     "machine": (
-        Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-        Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
+        *DEVICE_FLAGS,
         Flag(
             "max_tokens_per_batch",
             int,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import UsageError
+from command_line import Flag, UsageError
 from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
@@ -34,6 +34,21 @@ from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack,
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a forward pass without gradients, which needs little memory.
 EVALUATION_TOKENS = 16384
+# Of every entry point, and of those that only use a fine-tuned model.
+DEVICE_FLAGS = (
+    Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
+    Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
+)
+MACHINE_FLAGS = (
+    *DEVICE_FLAGS,
+    Flag(
+        "max_tokens_per_batch",
+        int,
+        EVALUATION_TOKENS,
+        "of one forward pass, changes no result",
+        low=1,
+    ),
+)
 
 
 def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
 from evaluation import EvaluationError
 from export import ExportError, export_checkpoint
-from inference import DTYPES, EVALUATION_TOKENS, Prediction, XNLIClassifier, device_of
+from inference import MACHINE_FLAGS, Prediction, XNLIClassifier, device_of
 from training import RunError, save_atomically, set_up_libraries
 from xnli_data import SEPARATORS, DataError
 
@@ -69,17 +69,7 @@ FLAGS: FlagGroups = {
         ),
     ),
     "output": (Flag("json", bool, False, "a JSON object a pair on standard output"),),
-    "machine": (
-        Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-        Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
-        Flag(
-            "max_tokens_per_batch",
-            int,
-            EVALUATION_TOKENS,
-            "of one forward pass, changes no result",
-            low=1,
-        ),
-    ),
+    "machine": MACHINE_FLAGS,
 }
 DESCRIPTION = "Predict the classes of premise-hypothesis pairs with a fine-tuned checkpoint."
 

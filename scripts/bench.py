@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import training  # noqa: E402
+from inference import packed_rows  # noqa: E402
 from model import (  # noqa: E402
     GPTBatched,
     GPTClassification,
@@ -38,7 +39,6 @@ from model import (  # noqa: E402
     GroupedAttention,
     PackedRow,
     compile_trunk,
-    row_multiple,
 )
 from xnli_data import EncodedSplit, pack  # noqa: E402
 
@@ -211,8 +211,7 @@ class Pairs:
         return training.Examples(self.lengths[indices], self.split.labels[indices], self.batch)
 
     def batch(self, indices: np.ndarray) -> tuple[PackedRow, torch.Tensor]:
-        ids, lengths, labels = pack(self.split, indices)
-        return PackedRow.of(ids, lengths.tolist(), row_multiple(len(ids))), labels
+        return packed_rows(self.split, indices)
 
 
 class Public(Contestant):
