@@ -599,12 +599,12 @@ def _told_of_folder(folder: Path) -> str:
     """What to give instead of a folder."""
     names = sorted(path.name for path in folder.glob("*.pt"))
     if not names:
-        return f"{folder}: a folder, without a checkpoint (*.pt) in it; give the path of one"
+        return f"{folder}: a folder, not a file, and without a *.pt in it; give a checkpoint's path"
     if len(names) == 1:
-        return f"{folder}: a folder; give the checkpoint in it, {folder / names[0]}"
+        return f"{folder}: a folder, not a file; give the checkpoint in it, {folder / names[0]}"
     return (
-        f"{folder}: a folder with {len(names)} checkpoints ({_listed(names)}); give one of them, "
-        f"or '{folder}/*.pt' in quotes for the best"
+        f"{folder}: a folder, not a file, with {len(names)} checkpoints ({_listed(names)}); give "
+        f"one of them, or '{folder}/*.pt' in quotes for the best"
     )
 
 
@@ -1436,10 +1436,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _summary(report: Mapping[str, object]) -> str:
-    """The last line: what was found of which file."""
+    """The last line: what was found of which file. Indented, as it is no field."""
     found = (
-        f"{report['file']}: format {report['checkpoint_format']}, {report['num_layers']} layers, "
-        f"{report['num_heads']} heads, width {report['model_dim']}, every weight read and checked"
+        f"  in short: {report['file']}: format {report['checkpoint_format']}, {report['num_layers']} layers, "
+        f"{report['num_heads']} heads, width {report['model_dim']}, every weight is checked"
     )
     check = report.get("lm_check")
     if check is None:

@@ -408,10 +408,11 @@ def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextI
 def predict_many(
     args: argparse.Namespace, classifier: XNLIClassifier, source: PairSource, bad: BadRows
 ) -> int:
-    """All pairs of the source, to --output or standard output; returns how many."""
+    """All pairs of the source, to --output or standard output; returns how many went to a file."""
     if args.output is None:
         with standard_output() as out:
-            return _write_predictions(args, classifier, source, bad, out)
+            _write_predictions(args, classifier, source, bad, out)
+        return 0
     counts = []
 
     def write(partial: Path) -> None:
