@@ -1439,7 +1439,7 @@ def _summary(report: Mapping[str, object]) -> str:
     """The last line: what was found of which file. Indented, as it is no field."""
     found = (
         f"  in short: {report['file']}: format {report['checkpoint_format']}, {report['num_layers']} layers, "
-        f"{report['num_heads']} heads, width {report['model_dim']}, every weight is checked"
+        f"{report['num_heads']} heads, width {report['model_dim']}, all weights checked"
     )
     check = report.get("lm_check")
     if check is None:
