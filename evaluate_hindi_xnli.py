@@ -573,10 +573,10 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
     return {
         "checkpoints": [source.facts for source in sources],
         "datasets": {
-            name: {score: over_seeds(values) for score, values in scores.items()}
+            name: {score: over_seeds(values, score) for score, values in scores.items()}
             for name, scores in of_sets.items()
         },
-        "macro_average": {score: over_seeds(values) for score, values in macro.items()},
+        "macro_average": {score: over_seeds(values, score) for score, values in macro.items()},
     }
 
 
