@@ -43,14 +43,17 @@ from evaluation import (
     write_predictions,
 )
 from inference import (
+    AUTO,
     DEVICE_FLAGS,
     EVALUATION_TOKENS,
     device_of,
-    dtype_of,
+    emulation_warning,
     evaluate_split,
     packed_rows,
+    precision_of,
     read_fine_tuned,
     split_logits,
+    words_about_precision,
 )
 from load_checkpoint_helper import (
     FINE_TUNED_KIND,
@@ -122,6 +125,7 @@ from xnli_data import (
     pair_encoding,
     short_name,
 )
+from xnli_gpt.devices import DTYPES, Precision
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training.records import StepLog
@@ -290,12 +294,16 @@ class Inputs:
 
     encoding: PairEncoding
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     info: dict | None  # None with --prepare_only and no checkpoint
     saved: dict | None  # the fine-tuned checkpoint, with --eval_only
     trunk: GPTBatched | None  # the weights that `info` was read from, where the run needs them
     ranks: Ranks
     stop: StopSignals
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.precision.dtype
 
     def take_trunk(self) -> GPTBatched | None:
         """The trunk, handed over: what trains it must be the only one to keep it in memory."""
@@ -350,8 +358,9 @@ def check_inputs(
     everyones = dict.fromkeys(p for of_rank in ranks.gathered(problems) for p in of_rank)
     if everyones:
         raise UsageError(list(everyones) if ranks.is_first else [])
-    dtype = dtype_of(args.dtype, device)
-    return Inputs(encoding, device, dtype, info, saved, trunk, ranks, stop or StopSignals())
+    # Timing may tell ranks different things.
+    precision = ranks.from_first(lambda: precision_of(args.dtype, device))
+    return Inputs(encoding, device, precision, info, saved, trunk, ranks, stop or StopSignals())
 
 
 def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
@@ -360,7 +369,7 @@ def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
         problems.append(
             f"--attention {args.attention}: has no backward pass on a CPU; leave the flag out"
         )
-    if args.attention == "varlen" and dtype_of(args.dtype, device) is torch.float32:
+    if args.attention == "varlen" and precision_of(args.dtype, device).dtype is torch.float32:
         problems.append("--attention varlen: needs --dtype bfloat16 or float16")
     if problems:
         raise UsageError(problems)
@@ -552,9 +561,10 @@ def load_pretrained_model(
     args = argparse.Namespace(**(DEFAULTS | vars(args)))
     if inputs is None:
         device = device_of(args.device)
+        dtype = precision_of(args.dtype, device).dtype
         info, trunk = _inspect_for(args)
     else:
-        device = inputs.device
+        device, dtype = inputs.device, inputs.dtype
         info, trunk = inputs.info, inputs.take_trunk()
     if args.random_init:
         torch.manual_seed(args.seed)
@@ -570,9 +580,7 @@ def load_pretrained_model(
         backbone_lr_scale=args.backbone_lr_scale,
         embedding_update=args.embedding_update,
     )
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=dtype_of(args.dtype, device) is torch.float16
-    )
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return model, optimizer, scaler
 
 
@@ -628,7 +636,7 @@ def what_decides_the_result(
     difference is told by."""
     flags = {f"--{name}": getattr(args, name) for name in RESULT_FLAGS}
     return flags | {
-        "--dtype": str(inputs.dtype).removeprefix("torch."),
+        "--dtype": inputs.precision.name,
         "pretrained weights": inputs.info["weights_id"],
         "tokenizer": inputs.encoding.tokenizer_hash,
         "data": [dataset.content_hash for dataset in data.sets.values()],
@@ -654,12 +662,14 @@ def find_save(
             if earlier is not None:
                 decided, tokenizer_file = earlier
                 earlier = _in_todays_terms(decided, tokenizer_file, encoding)
+            keep_precision(args, inputs, decisive, earlier)
             _require_same(decisive, earlier, f"--out_dir {args.out_dir}")
             return None
         path, content = found
         content["decisive"] = _in_todays_terms(
             content["decisive"], content.get("tokenizer_file"), encoding
         )
+        keep_precision(args, inputs, decisive, content["decisive"])
         why_not = _why_not_longer(decisive, content, num_examples)
         if why_not is not None:
             _require_same(decisive, content["decisive"], str(path), why_not)
@@ -669,6 +679,8 @@ def find_save(
     everyones = inputs.ranks.gathered(decisive)
     _require_same(decisive, everyones[0], "the first rank")
     path = inputs.ranks.from_first(choose)
+    inputs.precision = inputs.ranks.gathered(inputs.precision)[0]
+    decisive["--dtype"] = inputs.precision.name
     if path is None:
         return None
     content = own[0] if own else read_save(path)
@@ -681,6 +693,20 @@ def find_save(
         raise RunError(f"{path}: the ranks see saves of different steps {steps}: start again")
     print(f"resuming {path} after step {content['progress']['step']}")
     return content
+
+
+def keep_precision(
+    args: argparse.Namespace, inputs: Inputs, decisive: dict, earlier: dict | None
+) -> None:
+    """With --dtype auto, go on in the precision that the earlier run has, on any machine."""
+    name = (earlier or {}).get("--dtype")
+    if args.dtype != AUTO or name not in DTYPES or name == inputs.precision.name:
+        return
+    inputs.precision = Precision(DTYPES[name], "that of the run which goes on")
+    decisive["--dtype"] = name
+    print(words_about_precision(AUTO, inputs.precision, inputs.device))
+    if warning := emulation_warning(name, inputs.device):
+        print(warning)
 
 
 def _newest_save(args: argparse.Namespace) -> tuple[Path, dict] | None:
@@ -935,7 +961,7 @@ def describe_run(
         "command": sys.argv,
         "commit": code_commit(),
         "device": _device_name(inputs.device),
-        "dtype": str(inputs.dtype).removeprefix("torch."),
+        "dtype": inputs.precision.name,
         "processes": inputs.ranks.world_size,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
@@ -1432,6 +1458,8 @@ def run(args: argparse.Namespace, inputs: Inputs) -> str:
     if args.prepare_only:
         load_data(args, inputs)
         return f"prepared in {args.cache_dir}"
+    if words := words_about_precision(args.dtype, inputs.precision, inputs.device):
+        print(words)
     with _own_out_dir(args, inputs.ranks):
         data = load_data(args, inputs)
         if args.eval_only:

@@ -24,6 +24,7 @@ import pickle
 import re
 import struct
 import sys
+import threading
 import warnings
 import zipfile
 import zlib
@@ -65,6 +66,9 @@ MOST_SHARING = 8
 # disk while others compute the checksum.
 PIECE_BYTES = 1 << 20
 READERS = 4
+# Python 3.12.3, for one, takes entries for overlapping that threads open at once
+# (python/cpython#127847).
+_ONE_HEADER_AT_A_TIME = threading.Lock()
 
 SHARD_MAGIC = 20240520
 SHARD_HEADER_INTS = 256
@@ -755,7 +759,7 @@ def _stored_pieces(
     the entry is not at its place, or the file ends early."""
     with _reading(path), open(path, "rb") as file:
         try:
-            with archive.open(entry):
+            with _ONE_HEADER_AT_A_TIME, archive.open(entry):
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return
@@ -1438,7 +1442,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _summary(report: Mapping[str, object]) -> str:
     """The last line: what was found of which file. Indented, as it is no field."""
     found = (
-        f"  in short: {report['file']}: format {report['checkpoint_format']}, {report['num_layers']} layers, "
+        f"  in short: {report['file']}: format {report['checkpoint_format']}, "
+        f"{report['num_layers']} layers, "
         f"{report['num_heads']} heads, width {report['model_dim']}, all weights checked"
     )
     check = report.get("lm_check")

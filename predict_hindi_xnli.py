@@ -30,7 +30,13 @@ from tqdm import tqdm
 from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
 from evaluation import EvaluationError
 from export import ExportError, export_checkpoint
-from inference import MACHINE_FLAGS, Prediction, XNLIClassifier, device_of
+from inference import (
+    MACHINE_FLAGS,
+    Prediction,
+    XNLIClassifier,
+    device_of,
+    emulation_warning,
+)
 from training import RunError, save_atomically, set_up_libraries
 from xnli_data import SEPARATORS, DataError
 
@@ -484,6 +490,8 @@ def run(args: argparse.Namespace) -> None:
     classifier = XNLIClassifier.load(
         args.checkpoint, args.device, args.dtype, args.max_tokens_per_batch
     )
+    if warning := emulation_warning(args.dtype, device_of(args.device)):
+        print(warning, file=sys.stderr)
     if args.premise is not None:
         with standard_output() as out:
             predict_one(args, classifier, out)

@@ -172,7 +172,7 @@ def test_datasets_of_several_languages_in_one_table(assets, capsys):
     for name, interval in results["macro_average"]["intervals"].items():
         assert interval == pytest.approx(results["datasets"]["xnli_ur"]["intervals"][name])
     assert [line["dataset"] for line in lines_of(out_dir)] == ["xnli_hi"] * 36 + ["xnli_ur"] * 36
-    *table, places = capsys.readouterr().out.splitlines()
+    _precision, *table, places = capsys.readouterr().out.splitlines()
     assert places == f"results: {out_dir}/results.json, predictions: {out_dir}/predictions.jsonl"
     accuracy = f"{results['macro_average']['accuracy']:.4f}"
     assert [line.split()[0] for line in table[1:]] == ["xnli_hi", "xnli_ur", "macro"]
