@@ -116,7 +116,9 @@ def _parser(description: str, groups: FlagGroups) -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("--config", metavar="YAML", help="a recipe; flags override it")
+    parser.add_argument(
+        "--config", metavar="YAML", help="a recipe, such as a run's config.yaml; flags override it"
+    )
     for title, flags in groups.items():
         group = parser.add_argument_group(title)
         for flag in flags:
