@@ -89,6 +89,7 @@ from training import (
     TrainingError,
     balanced_class_weights,
     captured,
+    compile_ahead,
     configure_optimizers,
     find_max_tokens,
     fine_tune,
@@ -121,7 +122,7 @@ from xnli_data import (
     pair_encoding,
     short_name,
 )
-from xnli_gpt.devices import DTYPES, Precision
+from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 SELF_CHECK_TEXTS = 256
@@ -809,6 +810,8 @@ def compile_where_worthwhile(args: argparse.Namespace, trunk: GPTBatched, num_st
 
 def _why_not_compile(device: torch.device) -> str | None:
     """What goes wrong when a small function is compiled on `device`; None where nothing does."""
+    if device.type == "cpu":
+        keep_compiled_code_apart()
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.ones(64, device=device))
     # Whatever the compiler and its tools raise: without it the run goes on.
@@ -977,6 +980,9 @@ def train(
         positions_of_sets(data.train_sets[chosen]) if args.sampling == "even" else None,
     )
     compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
+    if compiled:
+        print("compiling: about a minute, several on a busy machine", flush=True)
+        compile_ahead(model, recipe, examples)
     max_tokens = args.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
     progress.max_tokens_per_batch = max_tokens = min(ranks.gathered(max_tokens))
 

@@ -31,6 +31,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+from xnli_gpt.devices import keep_compiled_code_apart
+
 RMS_EPS = 2.0**-23
 SOFTMAX_SCALE = 0.12
 WINDOW_BLOCK = 128
@@ -1138,6 +1140,7 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     if trunk.scalars.device.type != "cpu":
         trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
         return
+    keep_compiled_code_apart()
     for block in trunk.blocks:
         block.before_attention = torch.compile(block.before_attention, dynamic=True)
         block.after_attention = torch.compile(block.after_attention, dynamic=True)

@@ -655,6 +655,20 @@ def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int
     return int(min(MAX_TOKENS, max(examples.lengths.max(), within_memory)))
 
 
+def compile_ahead(model: nn.Module, recipe: Recipe, examples: Examples) -> None:
+    """Run what training runs through the compiler, before it starts.
+
+    A step is not left half way when a signal comes, so compiling within the first would hold up the
+    end for a minute. Two rows of unlike sizes tell the compiler that sizes vary.
+    """
+    longest = cut_by_tokens(examples.lengths, TRIAL_TOKENS)[0]
+    shortest = np.argsort(examples.lengths, kind="stable")[: len(longest) // 2 + 1]
+    model.train()
+    for row in (longest, shortest):
+        loss_of(MicroBatch(*examples.get_batch(row), None), len(row), model, recipe).backward()
+    model.zero_grad(set_to_none=True)
+
+
 def prepare_step(
     recipe: Recipe,
     step: int,

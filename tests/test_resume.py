@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import kills
+import numpy as np
 import pytest
 import small_run
 import torch
@@ -21,8 +22,13 @@ import torch
 import finetune_hindi_xnli as finetune
 import inference
 import training
+from load_checkpoint_helper import load_pretrained_checkpoint
+from model import GPTClassification, PackedRow, compile_trunk
 
 PROJECT = Path(finetune.__file__).parent
+# Only a process that hangs needs so long.
+END_LIMIT_S = 600
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
 BASE = ("--max_steps", 12, "--eval_interval", 4, "--save_interval", 3)
 # What must come through a save besides the plain recipe's state.
 RECIPES = {
@@ -452,6 +458,47 @@ def test_a_real_signal_to_a_real_process_stops_it_within_seconds(assets, tmp_pat
 
 
 # The folder
+
+
+@needs_compiler
+def test_a_signal_while_it_compiles_ends_the_run_at_once(assets, tmp_path):
+    """Nothing compiled is at hand, so that it has more to do than the signal needs to arrive."""
+    log, out_dir = tmp_path / "log", tmp_path / "out"
+    log.touch()
+    words = small_run.command(assets, out_dir, "--compile", "always", "--max_steps", 50)
+    process = kills.start(words, log, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+    assert kills.wait_for("compiling:", log, process), log.read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=END_LIMIT_S) == finetune.EXIT_STOPPED, log.read_text()
+    said = log.read_text()
+    assert "stopped by SIGTERM outside of training" in said and "training on" not in said
+
+
+@needs_compiler
+def test_steps_compile_nothing_that_was_not_compiled_ahead(assets):
+    """Rows of every number of examples, in a model that has seen two."""
+    trunk, info, _ = load_pretrained_checkpoint(assets.checkpoint, max_seq_len=160)
+    model = GPTClassification(trunk, num_classes=3)
+    lengths = np.random.default_rng(0).integers(5, 60, 40)
+
+    def get_batch(positions):
+        own = lengths[positions]
+        row = PackedRow.of(torch.zeros(int(own.sum()), dtype=torch.int64), own.tolist())
+        return row, torch.zeros(len(own), dtype=torch.int64)
+
+    examples = training.Examples(lengths, np.zeros(40, dtype=int), get_batch)
+    recipe = training.Recipe(examples_per_step=8, num_steps=3, eval_interval=3)
+    optimizer = training.configure_optimizers("cpu", model)
+    compile_trunk(trunk)
+    training.compile_ahead(model, recipe, examples)
+    assert all(p.grad is None for p in model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for step, count in enumerate((8, 3, 21)):
+            batches = training.prepare_step(
+                recipe, step, np.arange(count), examples, 400, model.dropout_width
+            )
+            training.train_step(model, optimizer, scaler, recipe, batches)
 
 
 def test_two_runs_in_one_folder_at_once(assets, tmp_path, capsys):
