@@ -96,7 +96,7 @@ def why_without_code(device: torch.device) -> str | None:
 def keep_compiled_code_apart() -> None:
     """Give torch.compile a cache folder for CPUs like this one, within the one it has.
 
-    Nothing in the cache says how wide the vectors of the CPU are that its code was written for: on a
+    Nothing in the cache says how wide the vectors are that its code was written for: on a
     shared file system, code of a node with AVX2 is taken by one with AVX512, where it writes beyond
     its arrays, and code of one with AMX by one without.
     """
