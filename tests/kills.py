@@ -22,10 +22,10 @@ from pathlib import Path
 
 import small_run
 import torch
+from limits import HANG_S
 
 PROJECT = Path(__file__).resolve().parents[1]
 TIMES = ("examples_per_second", "train_seconds")
-START_LIMIT_S = 120
 CHANGES = (
     *("--eval_interval", 5, "--save_interval", 2, "--batch_size", 3, "--seed", 5),
     *("--gradient_accumulation_steps", 3, "--max_tokens_per_batch", 200),
@@ -52,14 +52,14 @@ def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
 
 def wait_for(text: str, log: Path, process: subprocess.Popen, start_at: int = 0) -> bool:
     """Whether `text` came into `log` before the process ended."""
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         if text.encode() in log.read_bytes()[start_at:]:
             return True
         if process.poll() is not None:
             return False
         time.sleep(0.01)
-    raise TimeoutError(f"no {text!r} within {START_LIMIT_S} s:\n{log.read_text()}")
+    raise TimeoutError(f"no {text!r} within {HANG_S} s:\n{log.read_text()}")
 
 
 def wait_for_a_write(out_dir: Path, process: subprocess.Popen) -> None:

@@ -28,3 +28,15 @@ def make_venv(venv: Path) -> Path:
     (venv / "installed-requirements.txt").write_text(wanted)
     (venv / "bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
     return venv
+
+
+def copy_of_tree(folder: Path) -> Path:
+    """The files of the repository as they are now, without what git ignores."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, told.split("\0")):
+        # A file that is deleted but not yet committed is listed too.
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder

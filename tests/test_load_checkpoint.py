@@ -21,6 +21,7 @@ import pytest
 import reference
 import torch
 from checkpoints import gpt_call, random_state, save_checkpoint
+from limits import HANG_S
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -393,10 +394,13 @@ function = getattr(loader, sys.argv[1])
 function(sys.argv[2])  # the first load imports much of torch
 samples, done, watcher = [anonymous()], threading.Event(), threading.Thread(target=watch)
 watcher.start()
-result = function(sys.argv[3])
+# So often that the watcher had its turns.
+while len(samples) < 6:
+    result = None
+    result = function(sys.argv[3])
 done.set()
 watcher.join()
-print(max(samples) - samples[0], len(samples))
+print(max(samples) - samples[0])
 """
 
 
@@ -410,15 +414,15 @@ def test_the_most_memory_that_loading_takes(tmp_path, function, most):
     path = save_checkpoint(tmp_path / "file.pt", state, optimizers=[moments])
     first = tiny_file(tmp_path, "medium")
     done = run_python("-c", MEASURE_PEAK, function, str(first), str(path))
-    growth, num_samples = map(int, done.stdout.split())
+    growth = int(done.stdout)
     weights = sum(t.numel() for t in state.values()) * 4 // 1024
-    assert weights > 75_000 and num_samples > 5
+    assert weights > 75_000
     assert growth < most * weights  # KiB
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG_S
     )
 
 

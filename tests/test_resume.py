@@ -17,6 +17,7 @@ import kills
 import pytest
 import small_run
 import torch
+from limits import HANG_S
 
 import finetune_hindi_xnli as finetune
 import inference
@@ -436,7 +437,7 @@ def test_handlers_are_put_back(assets, tmp_path):
     assert [signal.getsignal(number) for number in training.STOP_SIGNALS] == before
 
 
-def test_a_real_signal_to_a_real_process_stops_it_within_seconds(assets, tmp_path):
+def test_a_real_signal_to_a_real_process_stops_it(assets, tmp_path):
     log = tmp_path / "log"
     log.touch()
     changes = ("--max_steps", 100000, "--eval_interval", 100000)
@@ -444,10 +445,8 @@ def test_a_real_signal_to_a_real_process_stops_it_within_seconds(assets, tmp_pat
     process = kills.start(words, log)
     assert kills.wait_for("training on", log, process)
     time.sleep(0.5)
-    sent = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 75, log.read_text()
-    assert time.monotonic() - sent < 30
+    assert process.wait(timeout=HANG_S) == 75, log.read_text()
     assert save_of(tmp_path / "out")["progress"]["step"] > 0
 
 
@@ -455,12 +454,13 @@ def test_a_real_signal_to_a_real_process_stops_it_within_seconds(assets, tmp_pat
 
 
 def test_two_runs_in_one_folder_at_once(assets, tmp_path, capsys):
-    holding = "import sys, time, pathlib, training\n"
+    holding = "import sys, pathlib, training\n"
     holding += "with training.own_folder(pathlib.Path(sys.argv[1])):\n"
-    holding += "    print('held', flush=True); time.sleep(100)"
+    holding += "    print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", holding, tmp_path / "out"],
         cwd=PROJECT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -491,7 +491,7 @@ def within_file_size(limit: int, words: list[str]) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        timeout=200,
+        timeout=HANG_S,
     )
 
 
