@@ -16,7 +16,10 @@ def stub(folder: Path, name: str, body: str) -> None:
 
 
 def make_venv(venv: Path) -> Path:
-    """A folder that scripts/venv.sh takes for a finished .venv: this interpreter's packages."""
+    """A folder that scripts/venv.sh takes for a finished .venv: this interpreter's packages.
+
+    Where HOLD_AT is set, its `python` runs a script as tests/held_run.py does.
+    """
     wanted = subprocess.run(
         ["bash", "-c", "cat requirements*.txt requirements.txt | cksum"],
         cwd=ROOT,
@@ -24,9 +27,11 @@ def make_venv(venv: Path) -> Path:
         text=True,
         check=True,
     ).stdout
-    (venv / "bin").mkdir(parents=True)
+    held = f'PYTHONPATH={ROOT} exec {sys.executable} {ROOT}/tests/held_run.py "$@"'
+    stub(venv / "bin", "python", f'[[ -z ${{HOLD_AT:-}} ]] || {held}\nexec {sys.executable} "$@"')
     (venv / "installed-requirements.txt").write_text(wanted)
-    (venv / "bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    path = f"{venv / 'bin'}:{Path(sys.executable).parent}:$PATH"
+    (venv / "bin/activate").write_text(f'export PATH="{path}"\n')
     return venv
 
 

@@ -1270,14 +1270,22 @@ def test_the_inspector_as_a_command(tmp_path):
     assert json.loads(done.stdout)["file"] == str(path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "hostile"])
-def test_errors_of_the_inspector_as_a_command(tmp_path, damage):
-    malice = {"extra": Calls(os.system, "true")} if damage == "hostile" else {}
-    path = tiny_file(tmp_path, "medium", **malice)
+def assert_an_error(path: Path, code: int, stdout: str, stderr: str) -> None:
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {path}: ") and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_errors_of_the_inspector(tmp_path, capsys, damage):
+    path = tiny_file(tmp_path, "medium")
     if damage == "missing":
         path.unlink()
-    if damage == "truncated":
+    else:
         path.write_bytes(path.read_bytes()[:-100])
+    assert_an_error(path, main([str(path)]), *capsys.readouterr())
+
+
+def test_a_hostile_file_and_the_inspector_as_a_command(tmp_path):
+    path = tiny_file(tmp_path, "medium", extra=Calls(os.system, "true"))
     done = run_python("load_checkpoint_helper.py", str(path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
+    assert_an_error(path, done.returncode, done.stdout, done.stderr)

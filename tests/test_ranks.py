@@ -1,6 +1,5 @@
 """Several processes, one run: real ranks that talk through gloo."""
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import small_run
 import torch
 from limits import HANG_S
 
+import finetune_hindi_xnli as finetune
 import training
 
 RECIPE = ("--learning_rate", 1e-4, "--max_steps", 12, "--eval_interval", 5, "--num_epochs", 1)
@@ -69,8 +69,7 @@ def words_of(assets, out_dir: Path, batch_size: int, *changes: object) -> list[s
 
 
 def alone(assets, out_dir: Path, batch_size: int, *changes: object) -> dict:
-    log = out_dir.with_suffix(".log")
-    assert kills.start(words_of(assets, out_dir, batch_size, *changes), log).wait() == 0
+    assert finetune.main(words_of(assets, out_dir, batch_size, *changes)) == 0
     return kills.outcome(out_dir)
 
 
@@ -86,6 +85,7 @@ def assert_same_run(one: dict, two: dict, atol: float = 1e-5) -> None:
     for model in ("best", "last"):
         for name, tensor in one[model].items():
             torch.testing.assert_close(two[model][name], tensor, atol=atol, rtol=0)
+    assert one["results"]["steps"] == two["results"]["steps"]
     for split in ("validation", "test"):
         assert one["results"][split]["confusion"] == two["results"][split]["confusion"]
         assert one["results"][split]["examples"] == two["results"][split]["examples"]
@@ -212,10 +212,13 @@ def test_ranks_that_read_different_data_are_refused(assets, tmp_path):
         ),
     ],
 )
-def test_an_incomplete_environment_is_one_line(environment, said, assets, tmp_path):
-    process = kills.start(words_of(assets, tmp_path, 5), tmp_path / "log", **environment)
-    assert process.wait(timeout=HANG_S) == 2
-    (line,) = (tmp_path / "log").read_text().splitlines()
+def test_an_incomplete_environment_is_one_line(
+    environment, said, assets, tmp_path, monkeypatch, capsys
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert finetune.main(words_of(assets, tmp_path, 5)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
 
 
@@ -228,12 +231,6 @@ def test_every_example_of_a_step_is_one_ranks(assets):
     assert sorted(np.concatenate(shares).tolist()) == list(range(64))
     tokens = [int(lengths[share].sum()) for share in shares]
     assert max(tokens) - min(tokens) <= lengths.max()
-
-
-def test_results_of_ranks_are_plain_json(assets, tmp_path):
-    together(assets, tmp_path / "out", 2, 5, "--max_steps", 2)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["steps"] == 2 and results["validation"]["examples"] == 15
 
 
 @pytest.mark.gpu
