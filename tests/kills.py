@@ -9,9 +9,11 @@ written. What has to be the same is every weight, the metrics file and results.j
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +41,13 @@ def command(assets: types.SimpleNamespace, out_dir: Path, kills: int) -> list[st
     return small_run.command(assets, out_dir, *CHANGES, "--max_steps", STEPS_PER_KILL * kills)
 
 
+def die_with_parent() -> None:
+    """Let Linux kill this process when the one that started it ends: no run is left behind."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
 def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
     """The command as a user gives it, its output added to `log`."""
     with open(log, "ab") as output:
@@ -47,6 +56,7 @@ def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+            preexec_fn=die_with_parent,
         )
 
 

@@ -1,5 +1,6 @@
 """What tests of shell scripts share: stand-ins for programs, and this interpreter as a venv."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ def stub(folder: Path, name: str, body: str) -> None:
     """A program `name` that does `body`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
     path.chmod(0o755)
 
 

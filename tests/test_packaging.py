@@ -91,7 +91,6 @@ print(prediction.label)
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("installed")
 def test_installed_modules_are_imported_from_anywhere(installed, tmp_path):
     modules = PROJECT["tool"]["setuptools"]["py-modules"]
     places = run(tmp_path, installed / "python", "-c", IMPORTS, *modules).split()
@@ -100,7 +99,6 @@ def test_installed_modules_are_imported_from_anywhere(installed, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("installed")
 def test_installed_code_predicts_scores_and_exports(installed, fine_tuned, tmp_path):
     checkpoint, dataset = fine_tuned
     label = run(tmp_path, installed / "python", "-c", PREDICTS, checkpoint, *PAIR).strip()
@@ -118,7 +116,6 @@ def test_installed_code_predicts_scores_and_exports(installed, fine_tuned, tmp_p
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("installed")
 def test_installed_commands_have_a_help(installed, tmp_path):
     for name in PROJECT["project"]["scripts"]:
         assert run(tmp_path, installed / name, "--help").startswith("usage: ")

@@ -18,7 +18,7 @@ import small_run
 from limits import HANG_S
 from shell import ROOT, make_venv
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.long
 
 STATE = Path(
     os.environ.get("SLURM_CLUSTER", Path(os.environ.get("TMPDIR", "/tmp"), "hindi_xnli_slurm"))
