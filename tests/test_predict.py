@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_run
 import torch
+from limits import HANG_S
 from small_run import LABELS, rows_about
 
 import finetune_hindi_xnli as finetune
@@ -483,7 +484,7 @@ def test_a_real_pipe_in_the_plainest_locale(assets):
         input="\t".join(PAIR).encode(),
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | plainest,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 0 and not done.stderr
     (line,) = done.stdout.decode().splitlines()

