@@ -19,6 +19,8 @@ import torch
 import yaml
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+# The key of a run's config.yaml that holds what is no flag.
+FOUND = "found"
 # Of whole numbers, where a flag has no bound of its own.
 LARGEST = (1 << 63) - 1
 # How a message shows what a user gave.
@@ -158,11 +160,22 @@ def _read_recipe(path: Path, groups: FlagGroups) -> tuple[dict, list[str]]:
         return {}, [f"--config {path}: can't be read ({_shown(reason)})"]
     if not isinstance(recipe, dict):
         return {}, [f"--config {path}: expected a mapping of flags to values"]
+    recipe = _without_findings(recipe)
     flags = {flag.name: flag for group in groups.values() for flag in group}
     unknown = [_shown(key) for key in recipe if key not in flags]
     problems = [f"--config {path}: unknown key {key}; keys are the flags" for key in unknown]
     known = {key: value for key, value in recipe.items() if key in flags and value is not None}
     return {key: _recipe_value(flags[key], value) for key, value in known.items()}, problems
+
+
+def _without_findings(recipe: dict) -> dict:
+    """Return the flags alone of a run's config.yaml, which also says what the run found.
+
+    Older ones hold the flags under a key of their own.
+    """
+    if isinstance(recipe.get("flags"), dict) and "decisive" in recipe:
+        return recipe["flags"]
+    return {key: value for key, value in recipe.items() if key != FOUND}
 
 
 def _recipe_value(flag: Flag, value: object) -> object:

@@ -591,10 +591,25 @@ def _read_inert(path: Path) -> _FileRecord:
     with _reading(path):
         if not path.exists():
             raise CheckpointError(f"{path}: no such file; give the path of a pretrained checkpoint")
+        if path.is_dir():
+            raise CheckpointError(_told_of_folder(path))
         if not path.is_file():
             raise CheckpointError(f"{path}: not a file; give the path of one checkpoint")
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
+
+
+def _told_of_folder(folder: Path) -> str:
+    """What to give instead of a folder."""
+    names = sorted(path.name for path in folder.glob("*.pt"))
+    if not names:
+        return f"{folder}: a folder, not a file, and without a *.pt in it; give a checkpoint's path"
+    if len(names) == 1:
+        return f"{folder}: a folder, not a file; give the checkpoint in it, {folder / names[0]}"
+    return (
+        f"{folder}: a folder, not a file, with {len(names)} checkpoints ({_listed(names)}); give "
+        f"one of them, or '{folder}/*.pt' in quotes for the best"
+    )
 
 
 @contextmanager
@@ -1343,7 +1358,9 @@ def _loss_of_texts(trunk: GPTBatched, texts: Sequence[np.ndarray], rows_at_once:
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Say what a pretrained checkpoint is.")
-    parser.add_argument("checkpoint", metavar="CKPT", help="a path, or a glob for the best of it")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", nargs="+", help="a path, or a quoted glob for the best of it"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--n_head", type=int, help="heads, where the file does not tell")
     parser.add_argument("--lm_check", metavar="TOKENS.bin", help="measure the loss on this shard")
@@ -1359,8 +1376,18 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _only_one(paths: Sequence[str]) -> str:
+    """The one checkpoint that is asked for; of several, as a shell makes of a glob, none."""
+    if len(paths) == 1:
+        return paths[0]
+    raise CheckpointError(
+        f"{len(paths)} checkpoints ({_listed(paths)}): name one, or put the glob into quotes "
+        "('runs/*.pt'), and the best of them is taken"
+    )
+
+
 def _report(arguments: argparse.Namespace) -> dict:
-    path = resolve_checkpoint_path(arguments.checkpoint)
+    path = resolve_checkpoint_path(_only_one(arguments.checkpoint))
     if arguments.lm_check is None:
         return inspect_checkpoint(path, num_heads=arguments.n_head)[0]
     tokens = read_token_shard(arguments.lm_check)
@@ -1405,8 +1432,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(report, indent=2) if arguments.json else "\n".join(_printed(report)))
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join([*_printed(report), _summary(report)]))
     return 0
+
+
+def _summary(report: Mapping[str, object]) -> str:
+    """The last line: what was found of which file. Indented, as it is no field."""
+    found = (
+        f"  in short: {report['file']}: format {report['checkpoint_format']}, "
+        f"{report['num_layers']} layers, "
+        f"{report['num_heads']} heads, width {report['model_dim']}, all weights checked"
+    )
+    check = report.get("lm_check")
+    if check is None:
+        return found
+    verdict = check.get("verdict", "no recorded loss to compare with")
+    return f"{found}; language-model loss {check['lm_loss']:.4f}, {verdict}"
 
 
 if __name__ == "__main__":

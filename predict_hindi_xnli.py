@@ -47,7 +47,7 @@ EXIT_INTERRUPTED = 130
 
 FLAGS: FlagGroups = {
     "model": (
-        Flag("checkpoint", str, None, "the NAME-ckpt.pt of a run; all that is needed"),
+        Flag("checkpoint", str, None, "NAME-ckpt.pt of a run, or its folder; all that is needed"),
         Flag("export", str, None, "write a folder that transformers loads, and predict nothing"),
     ),
     "one pair": (
@@ -413,20 +413,22 @@ def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextI
 
 def predict_many(
     args: argparse.Namespace, classifier: XNLIClassifier, source: PairSource, bad: BadRows
-) -> None:
-    """All pairs of the source, to --output or standard output."""
+) -> int:
+    """All pairs of the source, to --output or standard output; returns how many went to a file."""
     if args.output is None:
         with standard_output() as out:
             _write_predictions(args, classifier, source, bad, out)
-        return
+        return 0
+    counts = []
 
     def write(partial: Path) -> None:
         # A lone surrogate in a field that is merely handed on is written as its JSON escape.
         options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with open(partial, "w", **options) as out:
-            _write_predictions(args, classifier, source, bad, out)
+            counts.append(_write_predictions(args, classifier, source, bad, out))
 
     save_atomically(Path(args.output), write)
+    return counts[0]
 
 
 def _write_predictions(
@@ -435,7 +437,7 @@ def _write_predictions(
     source: PairSource,
     bad: BadRows,
     out: TextIO,
-) -> None:
+) -> int:
     kind = source.kind
     if args.output is not None:
         kind = _kind_of(Path(args.output))
@@ -453,6 +455,7 @@ def _write_predictions(
     if not written:
         found = f"none of {bad.count} rows can be used" if bad.count else "no pairs"
         raise DataError(f"{source.name}: {found}, expected at least one")
+    return written
 
 
 def _progress_bar(source: PairSource, out: TextIO) -> tqdm:
@@ -482,6 +485,7 @@ def run(args: argparse.Namespace) -> None:
     """What a checked command line asks for."""
     if args.export is not None:
         export_checkpoint(Path(args.checkpoint), Path(args.export))
+        print(f"exported: {args.export} (model, tokenizer, code and model card)")
         return
     classifier = XNLIClassifier.load(
         args.checkpoint, args.device, args.dtype, args.max_tokens_per_batch
@@ -494,7 +498,10 @@ def run(args: argparse.Namespace) -> None:
         return
     bad = BadRows(args.bad_rows)
     with opened_pairs(args, bad) as source:
-        predict_many(args, classifier, source, bad)
+        written = predict_many(args, classifier, source, bad)
+    if args.output is not None:
+        skipped = f", {bad.count} rows skipped" if bad.count else ""
+        print(f"predictions: {args.output} ({written} pairs{skipped})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

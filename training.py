@@ -37,6 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from xnli_gpt.training.records import RecentRate, StepLog
+
 SCHEDULES = ("linear", "cosine", "constant")
 EMBEDDING_UPDATES = ("exact", "lazy")
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
@@ -342,11 +344,21 @@ class Progress:
     evaluated_step: int = 0
     lines: list[dict] = field(default_factory=list)  # of the metrics file
     losses: list[float] = field(default_factory=list)  # since the last evaluation
-    unsettled: list[StepResult] = field(default_factory=list)  # not yet looked at
+    before_last: dict | None = None  # of the evaluation at the end, see `take_back_last_evaluation`
+    unsettled: list[UnsettledStep] = field(default_factory=list)  # not yet looked at
+    recent: RecentRate = field(default_factory=RecentRate)  # of this process
 
     @property
     def examples_per_second(self) -> float:
+        """The mean over the whole run, whatever processes it had."""
         return self.examples / self.train_seconds if self.train_seconds else 0.0
+
+
+# Fields of Progress that do not outlive their process, and those that an evaluation changes,
+# besides the lines of the metrics file.
+OF_THIS_PROCESS = ("unsettled", "recent")
+OF_EVALUATIONS = ("best", "best_step", "best_of_sets", "evaluations_since_best")
+OF_EVALUATIONS += ("evaluated_step", "losses")
 
 
 @dataclass(frozen=True)
@@ -356,6 +368,15 @@ class StepResult:
     loss: Tensor
     grad_norm: Tensor
     skipped: bool
+
+
+@dataclass(frozen=True)
+class UnsettledStep:
+    """A step whose loss nobody has looked at."""
+
+    step: int
+    learning_rate: float
+    result: StepResult
 
 
 @dataclass(frozen=True)
@@ -520,7 +541,7 @@ def learning_rate_factor(schedule: str, update: int, num_steps: int, warmup_rati
     a tenth at 90 % of the steps and stays there (the group's recipe); constant stays at 1.
     """
     assert schedule in SCHEDULES, schedule
-    warmup_steps = math.ceil(warmup_ratio * num_steps)
+    warmup_steps = warmup_steps_of(num_steps, warmup_ratio)
     if update < warmup_steps:
         return (update + 1) / warmup_steps
     if schedule == "constant":
@@ -529,6 +550,11 @@ def learning_rate_factor(schedule: str, update: int, num_steps: int, warmup_rati
     done = min(1.0, (update - warmup_steps) / decay_steps)
     shape = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return FINAL_LR_FRACTION + (1 - FINAL_LR_FRACTION) * shape
+
+
+def warmup_steps_of(num_steps: int, warmup_ratio: float) -> int:
+    """The updates over which the rate rises."""
+    return math.ceil(warmup_ratio * num_steps)
 
 
 def steps_per_epoch(num_examples: int, examples_per_step: int) -> int:
@@ -866,6 +892,7 @@ def fine_tune(
     save_interval: int | None = None,
     stop: StopSignals | None = None,
     ranks: Ranks = ALONE,
+    log: StepLog | None = None,
 ) -> Progress:
     """Train from where `progress` is to `recipe.num_steps`, or to early stopping.
 
@@ -873,7 +900,8 @@ def fine_tune(
     memory does not suffice. `evaluate` gives the validation metrics, or None where a signal
     broke it off; `on_best` is called first where they are the best so far, then `on_evaluation`
     with the line for the metrics file. `save` is called every `save_interval` steps (without it
-    every ten minutes), at the end, and before a signal's Stopped is raised. Raises TrainingError
+    every ten minutes), at the end, and before a signal's Stopped is raised. `log` gets every step.
+    Raises TrainingError
     where the loss is no number, or where a single example does not fit into memory.
     """
     stop = stop or StopSignals()
@@ -903,11 +931,14 @@ def fine_tune(
         _count_step(progress, result, batches.num_examples)
         evaluating = _evaluation_is_due(progress, recipe)
         if not on_gpu or evaluating or len(progress.unsettled) >= UNSETTLED_STEPS:
-            _settle(progress)
-        progress.train_seconds += time.perf_counter() - started
+            _settle(progress, log)
+        seconds = time.perf_counter() - started
+        progress.train_seconds += seconds
+        progress.recent.add(seconds, batches.num_examples)
         line.show(progress, progress.step / epoch_steps)
 
     def take_in(metrics: dict, line: _ProgressLine) -> None:
+        progress.before_last = _state_before(progress, recipe)
         progress.lines.append(_metrics_line(progress, metrics, epoch_steps))
         if is_better(metrics, progress.best):
             progress.best, progress.best_step = metrics, progress.step
@@ -922,16 +953,24 @@ def fine_tune(
 
     steps = map(prepare, range(progress.step, recipe.num_steps))
     steps = prefetched(steps, PREFETCHED_STEPS) if on_gpu else steps
-    with _ProgressLine(recipe.num_steps, progress.step) as line, stop.deferred():
+    with (
+        _ProgressLine(recipe.num_steps, progress.step) as line,
+        stop.deferred(),
+        _written_at_the_end(log),
+    ):
         while True:
             if _evaluation_is_due(progress, recipe):
                 metrics = evaluate()
                 if metrics is not None:
                     take_in(metrics, line)
+                    if log is not None:
+                        log.flush()
             finished = _is_finished(progress, recipe)
             stopping, saving = ranks.any(stop.received is not None, saves.due_at(progress.step))
             if stopping or saving or (finished and saves.last_step < progress.step):
-                _settle(progress)
+                _settle(progress, log)
+                if log is not None:
+                    log.flush(to_disk=True)
                 save(progress)
                 saves.note(progress.step)
             if stopping:
@@ -942,6 +981,37 @@ def fine_tune(
             if finished:
                 return progress
             take_step(next(steps), line)
+
+
+@contextlib.contextmanager
+def _written_at_the_end(log: StepLog | None) -> Iterator[None]:
+    """Whatever ends the run, what waits to be written is; the error that ended it counts more."""
+    try:
+        yield
+    except BaseException:
+        if log is not None:
+            with contextlib.suppress(OSError):
+                log.flush()
+        raise
+    if log is not None:
+        log.flush()
+
+
+def _state_before(progress: Progress, recipe: Recipe) -> dict | None:
+    """What the evaluation at the last step changes, where a longer run would not have it: it
+    would evaluate at its interval alone."""
+    if progress.step % recipe.eval_interval == 0:
+        return None
+    kept = {name: getattr(progress, name) for name in OF_EVALUATIONS}
+    return kept | {"losses": list(progress.losses), "best_of_sets": dict(progress.best_of_sets)}
+
+
+def take_back_last_evaluation(progress: Progress) -> None:
+    """Make of the state of a finished run that of a longer one at the same step."""
+    for name, value in progress.before_last.items():
+        setattr(progress, name, value)
+    progress.lines.pop()
+    progress.before_last = None
 
 
 class _SaveTimes:
@@ -1023,23 +1093,38 @@ def _count_step(progress: Progress, result: StepResult, examples: int) -> None:
             f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed float16 (last loss "
             f"{float(result.loss)}): use --dtype bfloat16 or float32, or lower --learning_rate"
         )
-    if not result.skipped:
-        progress.unsettled.append(result)
+    progress.unsettled.append(UnsettledStep(progress.step, progress.learning_rate, result))
 
 
-def _settle(progress: Progress) -> None:
-    """Look at the steps since the last look; raises TrainingError where training diverged."""
+def _settle(progress: Progress, log: StepLog | None = None) -> None:
+    """Look at the steps since the last look and write them down; raises TrainingError where
+    training diverged."""
     if not progress.unsettled:
         return
-    results, progress.unsettled = progress.unsettled, []
+    steps, progress.unsettled = progress.unsettled, []
+    results = [one.result for one in steps]
     numbers = torch.stack([torch.stack([r.loss, r.grad_norm]) for r in results]).tolist()
-    for loss, norm in numbers:
+    for one, (loss, norm) in zip(steps, numbers, strict=True):
+        if log is not None:
+            log.add(one.step, _step_numbers(one, loss, norm))
+        if one.result.skipped:
+            continue
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"loss {loss} and gradient norm {norm} are not finite: lower "
                 "--learning_rate, use --grad_clip, or use --dtype float32"
             )
         progress.losses.append(loss)
+
+
+def _step_numbers(one: UnsettledStep, loss: float, norm: float) -> dict[str, object]:
+    """A line of steps.jsonl; a skipped step (of float16) moved no weight."""
+    return {
+        "loss": loss if math.isfinite(loss) else None,
+        "learning_rate": one.learning_rate,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        **({"skipped": True} if one.result.skipped else {}),
+    }
 
 
 def _metrics_line(progress: Progress, metrics: dict, epoch_steps: int) -> dict:
@@ -1049,7 +1134,7 @@ def _metrics_line(progress: Progress, metrics: dict, epoch_steps: int) -> dict:
         "train_loss": float(np.mean(progress.losses)) if progress.losses else None,
         "learning_rate": progress.learning_rate,
         "skipped_steps": progress.skipped,
-        "examples_per_second": progress.examples_per_second,
+        "examples_per_second": progress.recent.examples_per_second,
         "validation": metrics,
     }
 
@@ -1080,7 +1165,7 @@ class _ProgressLine:
         self.bar.close()
 
     def show(self, progress: Progress, epoch: float) -> None:
-        speed, rate = progress.examples_per_second, progress.learning_rate
+        speed, rate = progress.recent.examples_per_second, progress.learning_rate
         # The last loss looked at: showing must not make the host wait for a GPU.
         loss = progress.losses[-1] if progress.losses else math.nan
         if not self.bar.disable:
@@ -1110,7 +1195,9 @@ def captured(
 ) -> dict:
     """All that a run depends on besides its command: what `restore` takes."""
     assert not progress.unsettled, "a step that nobody has looked at may have diverged"
-    kept = {f.name: getattr(progress, f.name) for f in fields(progress) if f.name != "unsettled"}
+    kept = {
+        f.name: getattr(progress, f.name) for f in fields(progress) if f.name not in OF_THIS_PROCESS
+    }
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -1210,6 +1297,8 @@ def read_whole(path: Path) -> object:
         reason = f"record {damaged} has another checksum than it was written with"
     except FileNotFoundError:
         reason = "no such file"
+    except IsADirectoryError:
+        reason = "a folder, expected a file"
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError) as error:
         reason = _first_line(error)
     except (EOFError, ValueError, KeyError, NotImplementedError, OSError) as error:

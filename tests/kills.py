@@ -3,7 +3,8 @@
     python tests/kills.py [--kills 50] [--seed 0] [--folder F]
 
 A kill is a SIGKILL. It comes at a random moment of training, every other one while a file is
-written. What has to be the same is every weight, the metrics file and results.json, times aside.
+written. What has to be the same is every weight, metrics.jsonl, steps.jsonl and results.json, times
+aside.
 """
 
 from __future__ import annotations
@@ -87,17 +88,19 @@ def outcome(out_dir: Path) -> dict:
     (checkpoint,) = out_dir.glob("*-ckpt.pt")
     (last,) = out_dir.glob("*-last.pt")
     lines = (out_dir / "metrics.jsonl").read_text().splitlines()
+    steps = (out_dir / "steps.jsonl").read_text()
     return {
         "best": torch.load(checkpoint, weights_only=True)["model"],
         "last": torch.load(last, weights_only=True)["model"],
         "results": without_times(json.loads((out_dir / "results.json").read_text())),
         "metrics": [without_times(json.loads(line)) for line in lines],
+        "steps": steps,
     }
 
 
 def differences(one: dict, two: dict) -> list[str]:
     """Names of what is not the same to the last bit."""
-    found = [key for key in ("results", "metrics") if one[key] != two[key]]
+    found = [key for key in ("results", "metrics", "steps") if one[key] != two[key]]
     for model in ("best", "last"):
         if one[model].keys() != two[model].keys():
             found.append(f"{model}: other weights")

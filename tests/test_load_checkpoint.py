@@ -508,7 +508,20 @@ def test_a_name_too_long_for_the_file_system(tmp_path, capsys):
 
 
 def test_a_directory(tmp_path, capsys):
-    assert_refused(tmp_path, "not a file", capsys)
+    assert_refused(tmp_path, "a folder, not a file, and without a .*pt in it", capsys)
+    for count, told in ((1, "give the checkpoint in it, .*step0.pt"), (2, "with 2 checkpoints")):
+        (tmp_path / f"step{count - 1}.pt").touch()
+        assert_refused(tmp_path, told, capsys)
+
+
+def test_several_files_as_a_shell_makes_of_a_glob(tmp_path, capsys):
+    assert main(["a_val1.pt", "b_val2.pt", "c.pt", "--json"]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert not out and line.startswith(
+        "error: 3 checkpoints (a_val1.pt, b_val2.pt, c.pt): name one"
+    )
+    assert "the glob into quotes" in line
 
 
 @pytest.mark.parametrize(
@@ -1245,6 +1258,7 @@ def test_without_a_recorded_loss_there_is_no_verdict(tmp_path, capsys):
     path = tiny_file(tmp_path, "medium")
     assert main([str(path), "--lm_check", str(shard), "--lm_row_length", "30"]) == 0
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].endswith(", no recorded loss to compare with")
     assert "lm_loss" in printed and "verdict" not in printed.split("lm_check")[1]
 
 
@@ -1254,6 +1268,8 @@ def test_the_inspector_prints_every_field(tmp_path, capsys):
     assert main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == list(info)
+    network = f"format medium, {info['num_layers']} layers, {info['num_heads']} heads, width "
+    assert lines[-1].startswith(f"  in short: {path}: {network}{info['model_dim']}")
     assert main([str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == info
 

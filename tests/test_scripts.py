@@ -480,5 +480,5 @@ def test_demo_leaves_the_files_that_the_readme_lists(demo):
     assert left <= named
     # A run of minutes is saved once: there is no save before the last.
     files = {"-ckpt.pt", "-last.pt", "config.yaml", "metrics.jsonl", "results.json", "report.html"}
-    files |= {"report.md", "figures", "predictions.jsonl", ".lock"}
+    files |= {"report.md", "figures", "predictions.jsonl", "steps.jsonl", ".lock"}
     assert left == {f"demo{name}" if name.startswith("-") else name for name in files}
