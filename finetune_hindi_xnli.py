@@ -508,6 +508,7 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
         return load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
 
     names = dataset_names(args.dataset)
+    print(f"reading {', '.join(names)}; tokenised once, kept in {args.cache_dir}")
     sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
     data = joined(sets)
     _print_data(data, inputs.encoding)
@@ -609,6 +610,7 @@ def self_check(
     picked = np.linspace(0, len(train) - 1, num=min(SELF_CHECK_TEXTS, len(train)), dtype=int)
     start = np.array([encoding.end_of_text])
     texts = [np.concatenate([start, train.premise(i)]) for i in dict.fromkeys(picked.tolist())]
+    print(f"self-check: the trunk's language model on {len(texts)} premises")
     check = lm_self_check(trunk, [text[: trunk.config.max_seq_len] for text in texts])
     print(
         f"self-check: language-model loss {check['lm_loss']:.3f} nats a token on the premises, "
@@ -1217,6 +1219,8 @@ def train(
     def nothing(*_: object) -> None:
         """What other ranks than the first leave."""
 
+    if compiled:
+        print("compiling, which takes about a minute")
     evaluate(max_batches=2)
     if longer:
         print(f"going on to {recipe.num_steps} steps, as if they had been asked for at first")
@@ -1274,6 +1278,7 @@ def score_best(
     """Validation and test metrics of the saved best checkpoint, and its model."""
     saved = (inputs.saved or _read_best(args)) if inputs.ranks.is_first else None
     model = _model_of(args, saved, inputs, len(data.classes))
+    print("scoring the best model on validation and test")
     scores = {
         split: score(args, inputs, data.splits(split), data.classes, split, model)
         for split in ("validation", "test")
@@ -1355,6 +1360,7 @@ def report_on_test(
 
     Returns the metrics of every set with their intervals, on the first rank.
     """
+    print("writing the report: intervals, figures and every prediction on test")
     scored = {
         short_name(dataset): scored_test(args, inputs, data, model, dataset)
         for dataset in dataset_names(args.dataset)
@@ -1667,4 +1673,6 @@ def end_process(code: int) -> None:
 
 
 if __name__ == "__main__":
+    # A log shows a line when it is said, not when a buffer is full.
+    sys.stdout.reconfigure(line_buffering=True)
     end_process(main())

@@ -45,7 +45,10 @@ EMBEDDING_UPDATES = ("exact", "lazy")
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
 MAX_SKIPPED_IN_A_ROW = 20
-PLAIN_LINES_PER_RUN = 20
+# Without a terminal a line comes this often, and in a run of hours up to so rarely.
+SECONDS_BETWEEN_LINES = (10.0, 60.0)
+# A run of ten minutes has a line every 20 seconds.
+LINE_INTERVALS_OF_A_RUN = 30
 
 # Tokens of a forward pass: beyond this nothing gets faster.
 MAX_TOKENS = 65536
@@ -960,7 +963,8 @@ def fine_tune(
     ):
         while True:
             if _evaluation_is_due(progress, recipe):
-                metrics = evaluate()
+                with line.evaluating(progress.step):
+                    metrics = evaluate()
                 if metrics is not None:
                     take_in(metrics, line)
                     if log is not None:
@@ -1147,16 +1151,40 @@ def _evaluation_sentence(progress: Progress, metrics: dict) -> str:
     )
 
 
+class LineTimes:
+    """When a line of progress is due where there is no terminal."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.started = self.last_line = self.last_step = clock()
+        self.has_steps = False
+
+    def is_due_after_step(self) -> bool:
+        """Whether a line is due after a step: the first has one, and then there is none before it
+        would be late; a step that takes longer than the interval has a line of its own."""
+        now = self.clock()
+        step_seconds, self.last_step = now - self.last_step, now
+        first, self.has_steps = not self.has_steps, True
+        shortest, longest = SECONDS_BETWEEN_LINES
+        interval = min(longest, max(shortest, (now - self.started) / LINE_INTERVALS_OF_A_RUN))
+        return first or now + step_seconds - self.last_line >= interval
+
+    def note_line(self) -> None:
+        """Count from here: a line was said."""
+        self.last_line = self.last_step = self.clock()
+
+
 class _ProgressLine:
-    """A bar on a terminal; elsewhere some twenty plain lines a run."""
+    """A bar on a terminal; elsewhere plain lines, at the times of `LineTimes`."""
 
     def __init__(self, num_steps: int, first_step: int):
         self.num_steps, self.first_step = num_steps, first_step
         self.bar = tqdm(
             total=num_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
         )
-        self.plain_every = max(1, num_steps // PLAIN_LINES_PER_RUN)
+        self.times = LineTimes()
         self.started = time.perf_counter()
+        self.evaluation_seconds: float | None = None
 
     def __enter__(self) -> _ProgressLine:
         return self
@@ -1173,7 +1201,7 @@ class _ProgressLine:
             self.bar.set_postfix_str(
                 f"loss {loss:.3f}, lr {rate:.1e}, {speed:.0f} examples/s", refresh=False
             )
-        elif progress.step % self.plain_every == 0 or progress.step == self.num_steps:
+        elif self.times.is_due_after_step() or progress.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
             own_steps = progress.step - self.first_step
             left = elapsed / own_steps * (self.num_steps - progress.step)
@@ -1182,9 +1210,22 @@ class _ProgressLine:
                 f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
             )
 
+    @contextlib.contextmanager
+    def evaluating(self, step: int) -> Iterator[None]:
+        """Say that an evaluation begins, where it may be long: the first, or as the last was."""
+        seconds = self.evaluation_seconds
+        if seconds is None:
+            self.say(f"step {step}: evaluating on the validation split")
+        elif seconds >= SECONDS_BETWEEN_LINES[0]:
+            self.say(f"step {step}: evaluating on the validation split, about {seconds:.0f} s")
+        started = time.perf_counter()
+        yield
+        self.evaluation_seconds = time.perf_counter() - started
+
     def say(self, sentence: str) -> None:
         self.bar.write(sentence, file=sys.stdout)
         sys.stdout.flush()
+        self.times.note_line()
 
 
 def captured(
