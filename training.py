@@ -1185,6 +1185,8 @@ class _ProgressLine:
         self.times = LineTimes()
         self.started = time.perf_counter()
         self.evaluation_seconds: float | None = None
+        # The last one looked at: showing must not make the host wait for a GPU.
+        self.loss: float | None = None
 
     def __enter__(self) -> _ProgressLine:
         return self
@@ -1194,20 +1196,19 @@ class _ProgressLine:
 
     def show(self, progress: Progress, epoch: float) -> None:
         speed, rate = progress.recent.examples_per_second, progress.learning_rate
-        # The last loss looked at: showing must not make the host wait for a GPU.
-        loss = progress.losses[-1] if progress.losses else math.nan
+        self.loss = progress.losses[-1] if progress.losses else self.loss
+        # No loss yet is no loss of nan.
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
         if not self.bar.disable:
             self.bar.update()
-            self.bar.set_postfix_str(
-                f"loss {loss:.3f}, lr {rate:.1e}, {speed:.0f} examples/s", refresh=False
-            )
+            self.bar.set_postfix_str(f"{loss}lr {rate:.1e}, {speed:.0f} examples/s", refresh=False)
         elif self.times.is_due_after_step() or progress.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
             own_steps = progress.step - self.first_step
             left = elapsed / own_steps * (self.num_steps - progress.step)
             self.say(
                 f"step {progress.step}/{self.num_steps}, epoch {epoch:.2f}: "
-                f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
+                f"{loss}lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
             )
 
     @contextlib.contextmanager
