@@ -24,14 +24,109 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from xnli_gpt.choices import RESAMPLES, SPLITS
+from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.flags import (
+    MACHINE_FLAGS,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+
+DEFAULT_DATASET = "hindi_xnli"
+PREDICTIONS_FILE = "predictions.jsonl"
+PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
+TABLE_SCORES = ("macro_f1", "macro_f2", "macro_recall", "loss", "ece")
+# What seeds of one recipe have in common, by the names of a checkpoint's facts.
+RECIPE_FACTS = ("config", "tokenizer_sha256", "template", "block_size", "pretrained_step")
+EXIT_INTERRUPTED = 130
+
+FLAGS: FlagGroups = {
+    "what is scored": (
+        Flag(
+            "checkpoint",
+            Path,
+            None,
+            "NAME-ckpt.pt of a run, or of several seeds",
+            count="+",
+            must_exist=True,
+        ),
+        Flag(
+            "predictions",
+            Path,
+            None,
+            "instead of checkpoints: predictions.jsonl, or folders that hold one",
+            count="+",
+            must_exist=True,
+        ),
+        Flag(
+            "compare",
+            Path,
+            None,
+            "checkpoints or predictions of another recipe, for a paired comparison",
+            count="+",
+            must_exist=True,
+        ),
+        Flag("hypothesis_only", bool, False, "also train a baseline that never sees a premise"),
+    ),
+    "data": (
+        Flag(
+            "dataset",
+            Path,
+            None,
+            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder, or a name on the "
+            f"Hub; by itself {DEFAULT_DATASET}, with predictions alone what they hold",
+            count="+",
+            metavar="NAME",
+        ),
+        Flag("split", str, "test", "the split that is scored", choices=SPLITS),
+        Flag("dataset_config", str, None, "configuration of a Hub dataset"),
+        Flag("data_dir", Path, None, "folder that holds the datasets, or a copy of a repository"),
+        Flag(
+            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
+        ),
+        Flag("label_column", str, "label", "column of the label"),
+        Flag(
+            "block_size",
+            int,
+            None,
+            "tokens of a row at most, premises are cut; default the checkpoint's, which other "
+            "languages may exceed",
+            low=8,
+            high=1 << 16,
+        ),
+        Flag("cache_dir", Path, "cache", "folder of the tokenised data"),
+    ),
+    "intervals": (
+        Flag("bootstrap_samples", int, RESAMPLES, "draws of premises", low=100, high=10**6),
+        Flag("seed", int, 0, "of the draws", low=0, high=2**32 - 1),
+    ),
+    "machine": MACHINE_FLAGS,
+    "output": (
+        Flag("out_dir", Path, "evaluation", "folder of results.json, predictions.jsonl"),
+        Flag("report", bool, True, "write report.html, report.md and figures there"),
+    ),
+}
+DESCRIPTION = "Score fine-tuned checkpoints or predictions, with intervals and comparisons."
+
+
+def problems_of_names(args: argparse.Namespace) -> list[str]:
+    """What is wrong with names that only a table of names knows."""
+    return problems_of_datasets(args.dataset, args.data_dir)
+
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import demo_grammar
-from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
 from evaluation import (
-    RESAMPLES,
     SCORES,
     EvaluationError,
     PredictedRows,
@@ -49,7 +144,6 @@ from evaluation import (
     write_predictions,
 )
 from inference import (
-    MACHINE_FLAGS,
     device_of,
     dtype_of,
     encoding_of_saved,
@@ -57,10 +151,8 @@ from inference import (
     read_fine_tuned,
     split_logits,
 )
-from report import write_report
 from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
 from xnli_data import (
-    SPLITS,
     DataError,
     DataRequest,
     EncodedDataset,
@@ -73,71 +165,6 @@ from xnli_data import (
 )
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
-DEFAULT_DATASET = "hindi_xnli"
-PREDICTIONS_FILE = "predictions.jsonl"
-PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
-TABLE_SCORES = ("macro_f1", "macro_f2", "macro_recall", "loss", "ece")
-# What seeds of one recipe have in common, by the names of a checkpoint's facts.
-RECIPE_FACTS = ("config", "tokenizer_sha256", "template", "block_size", "pretrained_step")
-EXIT_INTERRUPTED = 130
-
-FLAGS: FlagGroups = {
-    "what is scored": (
-        Flag("checkpoint", str, None, "NAME-ckpt.pt of a run, or of several seeds", count="+"),
-        Flag(
-            "predictions",
-            str,
-            None,
-            "instead of checkpoints: predictions.jsonl, or folders that hold one",
-            count="+",
-        ),
-        Flag(
-            "compare",
-            str,
-            None,
-            "checkpoints or predictions of another recipe, for a paired comparison",
-            count="+",
-        ),
-        Flag("hypothesis_only", bool, False, "also train a baseline that never sees a premise"),
-    ),
-    "data": (
-        Flag(
-            "dataset",
-            str,
-            None,
-            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder, or a name on the "
-            f"Hub; by itself {DEFAULT_DATASET}, with predictions alone what they hold",
-            count="+",
-        ),
-        Flag("split", str, "test", "the split that is scored", choices=SPLITS),
-        Flag("dataset_config", str, None, "configuration of a Hub dataset"),
-        Flag("data_dir", str, None, "folder that holds the datasets, or a copy of a repository"),
-        Flag(
-            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
-        ),
-        Flag("label_column", str, "label", "column of the label"),
-        Flag(
-            "block_size",
-            int,
-            None,
-            "tokens of a row at most, premises are cut; default the checkpoint's, which other "
-            "languages may exceed",
-            low=8,
-            high=1 << 16,
-        ),
-        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
-    ),
-    "intervals": (
-        Flag("bootstrap_samples", int, RESAMPLES, "draws of premises", low=100, high=10**6),
-        Flag("seed", int, 0, "of the draws", low=0, high=2**32 - 1),
-    ),
-    "machine": MACHINE_FLAGS,
-    "output": (
-        Flag("out_dir", str, "evaluation", "folder of results.json, predictions.jsonl"),
-        Flag("report", bool, True, "write report.html, report.md and figures there"),
-    ),
-}
-DESCRIPTION = "Score fine-tuned checkpoints or predictions, with intervals and comparisons."
 
 
 @dataclass(frozen=True)
@@ -185,7 +212,7 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
     `problems` are those already found in the command line. Raises UsageError with all that is
     wrong with the flags and what they name, then DataError or PredictionsError for the rows.
     """
-    problems = [*problems, *_problems_of_choice(args)]
+    problems = [*problems, *problems_of_names(args), *_problems_of_choice(args)]
 
     def attempt(action: Callable[..., object], *arguments: object) -> object:
         try:
@@ -582,6 +609,8 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
 
 def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> None:
     """report.html, report.md and figures/ beside results.json."""
+    from report import write_report  # matplotlib is for those who want a report
+
     comparison = results.get("comparison")
     if comparison is not None:
         comparison = comparison | {"names": [_side(inputs.first), _side(inputs.second)]}

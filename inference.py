@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import Flag, UsageError
 from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
@@ -30,25 +29,11 @@ from training import (
     read_whole,
 )
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
+from xnli_gpt import choices
+from xnli_gpt.choices import EVALUATION_TOKENS
+from xnli_gpt.flags import UsageError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens of a forward pass without gradients, which needs little memory.
-EVALUATION_TOKENS = 16384
-# Of every entry point, and of those that only use a fine-tuned model.
-DEVICE_FLAGS = (
-    Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-    Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
-)
-MACHINE_FLAGS = (
-    *DEVICE_FLAGS,
-    Flag(
-        "max_tokens_per_batch",
-        int,
-        EVALUATION_TOKENS,
-        "of one forward pass, changes no result",
-        low=1,
-    ),
-)
+DTYPES = {name: getattr(torch, name) for name in choices.DTYPES}
 
 
 def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
@@ -91,9 +76,10 @@ def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def read_fine_tuned(path: Path) -> dict:
-    """The content of a NAME-ckpt.pt. Raises RunError where it is damaged, or another file."""
-    saved = read_whole(path)
+def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
+    """The content of a NAME-ckpt.pt; `mapped` as of `read_whole`. Raises RunError where it is
+    damaged, or another file."""
+    saved = read_whole(path, mapped)
     if not isinstance(saved, dict) or saved.get("kind") != FINE_TUNED_KIND:
         raise RunError(f"{path}: not a fine-tuned checkpoint of this project")
     return saved
@@ -237,18 +223,20 @@ class XNLIClassifier:
         device: str | None = None,
         dtype: str | None = None,
         max_tokens: int = EVALUATION_TOKENS,
+        mapped: bool = False,
     ) -> XNLIClassifier:
         """The model of a NAME-ckpt.pt, which is all that it needs.
 
         `device` and `dtype` are named as by --device and --dtype, with the same defaults;
-        `max_tokens` are those of one forward pass. Raises RunError for a file that is damaged or
-        no checkpoint of ours, and UsageError for a device or dtype that is not there.
+        `max_tokens` are those of one forward pass; `mapped` as of `read_whole`. Raises RunError for
+        a file that is damaged or no checkpoint of ours, and UsageError for a device or dtype that
+        is not there.
         """
         target = device_of(device)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError([f"dtype {dtype}: expected {' or '.join(DTYPES)}"])
         path = Path(path)
-        saved = read_fine_tuned(path)
+        saved = read_fine_tuned(path, mapped)
         return cls(
             model_of_saved(saved, path).to(target),
             encoding_of_saved(saved, path),

@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-SCHEDULES = ("linear", "cosine", "constant")
-EMBEDDING_UPDATES = ("exact", "lazy")
+from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
+
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
@@ -1182,17 +1182,19 @@ def read_save(path: Path) -> dict:
     return content
 
 
-def read_whole(path: Path) -> object:
+def read_whole(path: Path, mapped: bool = False) -> object:
     """The content of a torch file whose every byte is as it was written.
 
     A torch file is a zip with a CRC-32 of every record, which `torch.load` does not look at.
-    Raises RunError.
+    `mapped` leaves tensors in the file until they are used, which is much faster where few are,
+    and for a process that ends soon: a file that changes meanwhile would change them. Raises
+    RunError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         reason = f"record {damaged} has another checksum than it was written with"
     except FileNotFoundError:
         reason = "no such file"

@@ -1,0 +1,1 @@
+"""The rooms below the files that a user types or imports."""
