@@ -145,11 +145,12 @@ from evaluation import (
 )
 from inference import (
     device_of,
-    dtype_of,
     encoding_of_saved,
     model_of_saved,
+    precision_of,
     read_fine_tuned,
     split_logits,
+    words_about_precision,
 )
 from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
 from xnli_data import (
@@ -163,6 +164,7 @@ from xnli_data import (
     load_texts,
     short_name,
 )
+from xnli_gpt.devices import Precision
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 
@@ -194,7 +196,7 @@ class Inputs:
     """What is scored, read and checked before any long work."""
 
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     first: list[Source]
     second: list[Source]  # those of --compare
     rows: dict[str, Rows]
@@ -241,7 +243,7 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
     _require_same_classes(first + second)
     rows = _load_rows(args, names, first, second)
     encoded = _encode_for(args, first + second, rows)
-    return Inputs(device, dtype_of(args.dtype, device), first, second, rows, encoded)
+    return Inputs(device, precision_of(args.dtype, device), first, second, rows, encoded)
 
 
 def _problems_of_choice(args: argparse.Namespace) -> list[str]:
@@ -533,7 +535,7 @@ def _computed_logits(
 ) -> np.ndarray:
     """[N, classes] with the classes in the order of the first source."""
     logits, _ = split_logits(
-        model, split, len(source.classes), inputs.dtype, args.max_tokens_per_batch
+        model, split, len(source.classes), inputs.precision.dtype, args.max_tokens_per_batch
     )
     if not bool(torch.isfinite(logits).all()):
         raise EvaluationError(f"{source.path}: logits are not finite; use --dtype float32")
@@ -571,7 +573,7 @@ def results_of(
         "data": _data_facts(args, inputs),
         "bootstrap": draws,
         "device": str(inputs.device),
-        "dtype": str(inputs.dtype).removeprefix("torch."),
+        "dtype": inputs.precision.name,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "command": sys.argv,
@@ -600,10 +602,10 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
     return {
         "checkpoints": [source.facts for source in sources],
         "datasets": {
-            name: {score: over_seeds(values) for score, values in scores.items()}
+            name: {score: over_seeds(values, score) for score, values in scores.items()}
             for name, scores in of_sets.items()
         },
-        "macro_average": {score: over_seeds(values) for score, values in macro.items()},
+        "macro_average": {score: over_seeds(values, score) for score, values in macro.items()},
     }
 
 
@@ -725,6 +727,8 @@ def print_results(results: Mapping) -> None:
 def run(args: argparse.Namespace, inputs: Inputs) -> None:
     """One evaluation, from checked inputs to results.json."""
     out_dir = Path(args.out_dir)
+    if words := words_about_precision(args.dtype, inputs.precision, inputs.device):
+        print(words)
     with own_folder(out_dir):
         without_premises = baselines(args, inputs)
         scored = score(args, inputs, inputs.first)

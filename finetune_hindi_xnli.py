@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xnli_gpt.choices import (
+    AUTO,
     EMBEDDING_UPDATES,
     EVALUATION_TOKENS,
     METRICS,
@@ -208,11 +209,13 @@ from evaluation import (
 )
 from inference import (
     device_of,
-    dtype_of,
+    emulation_warning,
     evaluate_split,
     packed_rows,
+    precision_of,
     read_fine_tuned,
     split_logits,
+    words_about_precision,
 )
 from load_checkpoint_helper import (
     FINE_TUNED_KIND,
@@ -274,6 +277,7 @@ from xnli_data import (
     pair_encoding,
     short_name,
 )
+from xnli_gpt.devices import DTYPES, Precision
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
@@ -302,12 +306,16 @@ class Inputs:
 
     encoding: PairEncoding
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     info: dict | None  # None with --prepare_only and no checkpoint
     saved: dict | None  # the fine-tuned checkpoint, with --eval_only
     trunk: GPTBatched | None  # the weights that `info` was read from, where the run needs them
     ranks: Ranks
     stop: StopSignals
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.precision.dtype
 
     def take_trunk(self) -> GPTBatched | None:
         """The trunk, handed over: what trains it must be the only one to keep it in memory."""
@@ -362,8 +370,9 @@ def check_inputs(
     everyones = dict.fromkeys(p for of_rank in ranks.gathered(problems) for p in of_rank)
     if everyones:
         raise UsageError(list(everyones) if ranks.is_first else [])
-    dtype = dtype_of(args.dtype, device)
-    return Inputs(encoding, device, dtype, info, saved, trunk, ranks, stop or StopSignals())
+    # Timing may tell ranks different things.
+    precision = ranks.from_first(lambda: precision_of(args.dtype, device))
+    return Inputs(encoding, device, precision, info, saved, trunk, ranks, stop or StopSignals())
 
 
 def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
@@ -372,7 +381,7 @@ def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
         problems.append(
             f"--attention {args.attention}: has no backward pass on a CPU; leave the flag out"
         )
-    if args.attention == "varlen" and dtype_of(args.dtype, device) is torch.float32:
+    if args.attention == "varlen" and precision_of(args.dtype, device).dtype is torch.float32:
         problems.append("--attention varlen: needs --dtype bfloat16 or float16")
     if problems:
         raise UsageError(problems)
@@ -564,9 +573,10 @@ def load_pretrained_model(
     args = argparse.Namespace(**(DEFAULTS | vars(args)))
     if inputs is None:
         device = device_of(args.device)
+        dtype = precision_of(args.dtype, device).dtype
         info, trunk = _inspect_for(args)
     else:
-        device = inputs.device
+        device, dtype = inputs.device, inputs.dtype
         info, trunk = inputs.info, inputs.take_trunk()
     if args.random_init:
         torch.manual_seed(args.seed)
@@ -582,9 +592,7 @@ def load_pretrained_model(
         backbone_lr_scale=args.backbone_lr_scale,
         embedding_update=args.embedding_update,
     )
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=dtype_of(args.dtype, device) is torch.float16
-    )
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return model, optimizer, scaler
 
 
@@ -640,7 +648,7 @@ def what_decides_the_result(
     difference is told by."""
     flags = {f"--{name}": getattr(args, name) for name in RESULT_FLAGS}
     return flags | {
-        "--dtype": str(inputs.dtype).removeprefix("torch."),
+        "--dtype": inputs.precision.name,
         "pretrained weights": inputs.info["weights_id"],
         "tokenizer": inputs.encoding.tokenizer_hash,
         "data": [dataset.content_hash for dataset in data.sets.values()],
@@ -658,9 +666,12 @@ def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict 
     def choose() -> Path | None:
         found = _newest_save(args)
         if found is None:
-            _require_same(decisive, _decisive_of_earlier(args), f"--out_dir {args.out_dir}")
+            earlier = _decisive_of_earlier(args)
+            keep_precision(args, inputs, decisive, earlier)
+            _require_same(decisive, earlier, f"--out_dir {args.out_dir}")
             return None
         path, content = found
+        keep_precision(args, inputs, decisive, content["decisive"])
         _require_same(decisive, content["decisive"], str(path))
         own.append(content)
         return path
@@ -668,6 +679,8 @@ def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict 
     everyones = inputs.ranks.gathered(decisive)
     _require_same(decisive, everyones[0], "the first rank")
     path = inputs.ranks.from_first(choose)
+    inputs.precision = inputs.ranks.gathered(inputs.precision)[0]
+    decisive["--dtype"] = inputs.precision.name
     if path is None:
         return None
     content = own[0] if own else read_save(path)
@@ -677,6 +690,20 @@ def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict 
         raise RunError(f"{path}: the ranks see saves of different steps {steps}: start again")
     print(f"resuming {path} after step {content['progress']['step']}")
     return content
+
+
+def keep_precision(
+    args: argparse.Namespace, inputs: Inputs, decisive: dict, earlier: dict | None
+) -> None:
+    """With --dtype auto, go on in the precision that the earlier run has, on any machine."""
+    name = (earlier or {}).get("--dtype")
+    if args.dtype != AUTO or name not in DTYPES or name == inputs.precision.name:
+        return
+    inputs.precision = Precision(DTYPES[name], "that of the run which goes on")
+    decisive["--dtype"] = name
+    print(words_about_precision(AUTO, inputs.precision, inputs.device))
+    if warning := emulation_warning(name, inputs.device):
+        print(warning)
 
 
 def _newest_save(args: argparse.Namespace) -> tuple[Path, dict] | None:
@@ -821,7 +848,7 @@ def describe_run(
         "flags": {key: value for key, value in vars(args).items() if key != "config"},
         "command": sys.argv,
         "device": _device_name(inputs.device),
-        "dtype": str(inputs.dtype).removeprefix("torch."),
+        "dtype": inputs.precision.name,
         "processes": inputs.ranks.world_size,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
@@ -1235,6 +1262,8 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
         load_data(args, inputs)
         print(f"prepared in {args.cache_dir}")
         return
+    if words := words_about_precision(args.dtype, inputs.precision, inputs.device):
+        print(words)
     with _own_out_dir(args, inputs.ranks):
         data = load_data(args, inputs)
         if args.eval_only:

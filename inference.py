@@ -29,11 +29,15 @@ from training import (
     read_whole,
 )
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
-from xnli_gpt import choices
-from xnli_gpt.choices import EVALUATION_TOKENS
+from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
+from xnli_gpt.devices import (
+    DTYPES,
+    Precision,
+    fastest_precision,
+    why_emulated,
+    why_without_code,
+)
 from xnli_gpt.flags import UsageError
-
-DTYPES = {name: getattr(torch, name) for name in choices.DTYPES}
 
 
 def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
@@ -51,7 +55,7 @@ def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
 
 def _named_device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _with_code(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -67,13 +71,38 @@ def _named_device(name: str | None) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError([f"--device {name}: only {torch.cuda.device_count()} here"])
+    return _with_code(device)
+
+
+def _with_code(device: torch.device) -> torch.device:
+    if device.type == "cuda" and (reason := why_without_code(device)) is not None:
+        raise UsageError([f"--device {device}: {reason}, or say --device cpu"])
     return device
 
 
-def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
-    """What --dtype names, by itself bfloat16 on a GPU and float32 on a CPU."""
-    name = name or ("bfloat16" if device.type == "cuda" else "float32")
-    return DTYPES[name]
+def precision_of(name: str | None, device: torch.device) -> Precision:
+    """What --dtype names; auto, or None, is the fastest that `device` computes natively."""
+    if name in (None, AUTO):
+        return fastest_precision(device)
+    return Precision(DTYPES[name], "as --dtype says")
+
+
+def words_about_precision(
+    name: str | None, precision: Precision, device: torch.device
+) -> str | None:
+    """What was chosen by itself and why, or a warning of one that is only emulated here."""
+    if name in (None, AUTO):
+        return f"precision: {precision.name} ({precision.reason})"
+    return emulation_warning(name, device)
+
+
+def emulation_warning(name: str | None, device: torch.device) -> str | None:
+    """A warning where --dtype names a precision that `device` only emulates, or None."""
+    reason = None if name in (None, AUTO) else why_emulated(DTYPES[name], device)
+    if reason is None:
+        return None
+    fastest = fastest_precision(device).name
+    return f"warning: --dtype {name}: {reason} and only emulates it; {fastest} is faster here"
 
 
 def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
@@ -233,15 +262,15 @@ class XNLIClassifier:
         is not there.
         """
         target = device_of(device)
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError([f"dtype {dtype}: expected {' or '.join(DTYPES)}"])
+        if dtype not in (None, AUTO, *DTYPES):
+            raise UsageError([f"dtype {dtype}: expected {' or '.join((AUTO, *DTYPES))}"])
         path = Path(path)
         saved = read_fine_tuned(path, mapped)
         return cls(
             model_of_saved(saved, path).to(target),
             encoding_of_saved(saved, path),
             saved["classes"],
-            dtype_of(dtype, target),
+            precision_of(dtype, target).dtype,
             max_tokens,
         )
 

@@ -24,6 +24,7 @@ import pickle
 import re
 import struct
 import sys
+import threading
 import warnings
 import zipfile
 import zlib
@@ -106,6 +107,9 @@ MOST_SHARING = 8
 # disk while others compute the checksum.
 PIECE_BYTES = 1 << 20
 READERS = 4
+# Python 3.12.3, for one, takes entries for overlapping that threads open at once
+# (python/cpython#127847).
+_ONE_HEADER_AT_A_TIME = threading.Lock()
 
 SHARD_MAGIC = 20240520
 SHARD_HEADER_INTS = 256
@@ -781,7 +785,7 @@ def _stored_pieces(
     the entry is not at its place, or the file ends early."""
     with _reading(path), open(path, "rb") as file:
         try:
-            with archive.open(entry):
+            with _ONE_HEADER_AT_A_TIME, archive.open(entry):
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return

@@ -1022,7 +1022,10 @@ class VarlenRowAttention:
         self.attend = varlen_attn
         self.longest = longest
         self.ends = lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # [B + 1]
-        self.examples = torch.arange(len(row.last) + 1, dtype=torch.int32, device=device)
+        # One question an example and none of the filler, whose keys and values must be in the
+        # kernel's reach all the same: its backward pass writes no gradient beyond the last bound.
+        questions = torch.arange(len(lengths), dtype=torch.int32, device=device)
+        self.questions = questions.clamp(max=len(row.last))  # [B + 1]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
@@ -1030,7 +1033,7 @@ class VarlenRowAttention:
         if len(q) == len(k):
             bounds, longest, window = (self.ends, self.ends), self.longest, (-1, 0)
         else:
-            bounds, longest, window = (self.examples, self.ends[: len(q) + 1]), 1, (-1, -1)
+            bounds, longest, window = (self.questions, self.ends), 1, (-1, -1)
         y = self.attend(
             q, k, v, *bounds, longest, self.longest, scale=SOFTMAX_SCALE, window_size=window
         )

@@ -88,7 +88,7 @@ from tqdm import tqdm
 
 from evaluation import EvaluationError
 from export import ExportError, export_checkpoint
-from inference import Prediction, XNLIClassifier, device_of
+from inference import Prediction, XNLIClassifier, device_of, emulation_warning
 from training import RunError, save_atomically, set_up_libraries
 from xnli_data import SEPARATORS, DataError
 
@@ -503,6 +503,8 @@ def run(args: argparse.Namespace) -> None:
         args.max_tokens_per_batch,
         mapped=args.premise is not None,
     )
+    if warning := emulation_warning(args.dtype, device_of(args.device)):
+        print(warning, file=sys.stderr)
     if args.premise is not None:
         with standard_output() as out:
             predict_one(args, classifier, out)

@@ -10,6 +10,8 @@ import random
 import re
 import subprocess
 import sys
+import threading
+import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -1281,3 +1283,20 @@ def test_errors_of_the_inspector_as_a_command(tmp_path, damage):
     done = run_python("load_checkpoint_helper.py", str(path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
+
+
+def test_one_thread_at_a_time_opens_an_entry(tmp_path, monkeypatch):
+    """Some Python 3.12 mix up the places of entries that threads open at once."""
+    path = tiny_file(tmp_path, "medium")
+    opening, really_open = threading.Lock(), zipfile.ZipFile.open
+
+    def slowly_and_alone(*args, **options):
+        assert opening.acquire(blocking=False), "two at once"
+        try:
+            time.sleep(1e-3)
+            return really_open(*args, **options)
+        finally:
+            opening.release()
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", slowly_and_alone)
+    load_pretrained_checkpoint(path)

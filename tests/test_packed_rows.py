@@ -215,6 +215,17 @@ def test_flex_and_groups_agree_on_more_examples_than_a_block_of_queries():
     torch.testing.assert_close(model(packed(examples)), grouped, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("lengths", [[100, 28], [100, 5]], ids=["no filler", "filler"])
+def test_varlen_reaches_every_key_and_asks_for_no_filler(lengths):
+    """The kernel's backward pass leaves what lies beyond the last bound as memory was."""
+    row = packed(random_examples(lengths), multiple=128)
+    attention = VarlenRowAttention(config_of("small", 8), row)
+    assert int(attention.ends[-1]) == len(row.input_ids) and int(attention.questions[-1]) == 2
+    assert attention.ends.shape == attention.questions.shape
+    questions = attention.questions.diff()
+    assert questions.tolist() == [1, 1] + [0] * (len(row.lengths) - 2)
+
+
 def test_varlen_refuses_an_example_beyond_the_window_and_names_attention_flex():
     config = config_of("small", 8, windows=(2, 1))
     VarlenRowAttention(config, packed(random_examples([128, 128, 5])))

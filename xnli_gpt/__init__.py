@@ -1,1 +1,1 @@
-"""The rooms below the files that a user types or imports."""
+"""The rooms that the entry points are made of; none of them imports a file of the upper floor."""

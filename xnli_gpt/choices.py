@@ -20,6 +20,7 @@ RESAMPLES = 10_000
 SCHEDULES = ("linear", "cosine", "constant")
 EMBEDDING_UPDATES = ("exact", "lazy")
 
+AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
 ROW_ATTENTION = ("groups", "flex", "varlen")
 # Tokens of a forward pass without gradients, which needs little memory.

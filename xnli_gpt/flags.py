@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from xnli_gpt.choices import DTYPES, EVALUATION_TOKENS
+from xnli_gpt.choices import AUTO, DTYPES, EVALUATION_TOKENS
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 # Of whole numbers, where a flag has no bound of its own.
@@ -69,7 +69,13 @@ FlagGroups = dict[str, tuple[Flag, ...]]
 # Of every entry point that computes, and of those that only use a fine-tuned model.
 DEVICE_FLAGS = (
     Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-    Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=DTYPES),
+    Flag(
+        "dtype",
+        str,
+        AUTO,
+        "auto: the fastest that the machine computes natively; a resumed run keeps its own",
+        choices=(AUTO, *DTYPES),
+    ),
 )
 MACHINE_FLAGS = (
     *DEVICE_FLAGS,
