@@ -24,115 +24,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
-from torch import Tensor
-
-import demo_grammar
-from command_line import FOUND, Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import (
-    METRICS,
-    EvaluationError,
-    ScoredSplit,
-    is_better,
-    language_of,
-    macro_average,
-    prediction_lines,
-    split_metrics,
-    write_predictions,
-)
-from inference import (
+from xnli_gpt.choices import (
     AUTO,
-    DEVICE_FLAGS,
-    EVALUATION_TOKENS,
-    device_of,
-    emulation_warning,
-    evaluate_split,
-    packed_rows,
-    precision_of,
-    read_fine_tuned,
-    split_logits,
-    words_about_precision,
-)
-from load_checkpoint_helper import (
-    FINE_TUNED_KIND,
-    CheckpointError,
-    check_flags_against_file,
-    config_of,
-    inspect_checkpoint,
-    lm_self_check,
-    load_pretrained_checkpoint,
-    resolve_checkpoint_path,
-)
-from model import (
-    ROW_ATTENTION,
-    GPTBatched,
-    GPTClassification,
-    GPTConfig,
-    PackedRow,
-    compile_trunk,
-)
-from report import write_report
-from training import (
-    ALONE,
     EMBEDDING_UPDATES,
+    EVALUATION_TOKENS,
+    METRICS,
+    ROW_ATTENTION,
     SCHEDULES,
-    Examples,
-    Progress,
-    Ranks,
-    Recipe,
-    RunError,
-    Saves,
-    Stopped,
-    StopSignals,
-    TrainingError,
-    balanced_class_weights,
-    captured,
-    compile_ahead,
-    configure_optimizers,
-    find_max_tokens,
-    fine_tune,
-    joined_ranks,
-    learning_rate_factor,
-    own_folder,
-    read_save,
-    read_whole,
-    restore,
-    save_atomically,
-    save_checkpoint,
-    save_json,
-    set_up_libraries,
-    steps_per_epoch,
-    take_back_last_evaluation,
-    warmup_steps_of,
-)
-from xnli_data import (
     SPLITS,
     TEMPLATES,
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    JoinedDatasets,
-    PairEncoding,
-    cuts_vowel_signs,
-    dataset_names,
-    find_tokenizer,
-    joined,
-    load_encoded,
-    load_pair_encoding,
-    load_texts,
-    pair_encoding,
-    short_name,
 )
-from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
-from xnli_gpt.evaluation.answers import one_class_warning, only_answers
-from xnli_gpt.provenance import code_commit
-from xnli_gpt.training.records import StepLog
+from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.flags import (
+    DEVICE_FLAGS,
+    FOUND,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+from xnli_gpt.processors import set_up_libraries
 
 METRICS_FILE, STEPS_FILE = "metrics.jsonl", "steps.jsonl"
-BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 SELF_CHECK_TEXTS = 256
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
@@ -146,15 +61,16 @@ FLAGS: FlagGroups = {
     "data": (
         Flag(
             "dataset",
-            str,
+            Path,
             ["hindi_xnli"],
             "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder "
             "(train|validation|test as jsonl, csv, tsv or parquet; save_to_disk; a copy of a Hub "
             "repository), or a name on the Hub",
             count="+",
+            metavar="NAME",
         ),
         Flag("dataset_config", str, None, "configuration of a Hub dataset"),
-        Flag("data_dir", str, None, "folder that holds the dataset, or a copy of its repository"),
+        Flag("data_dir", Path, None, "folder that holds the dataset, or a copy of its repository"),
         Flag(
             "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
         ),
@@ -170,18 +86,19 @@ FLAGS: FlagGroups = {
             high=1 << 16,
         ),
         Flag("max_train_examples", int, None, "a seeded draw of so many", low=1),
-        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
+        Flag("cache_dir", Path, "cache", "folder of the tokenised data"),
     ),
     "checkpoint and tokenizer": (
         Flag(
             "pretrained_ckpt_path",
-            str,
+            Path,
             None,
             "paths or globs; the lowest _val in the name wins, else the highest step",
             count="+",
+            must_exist=True,
         ),
-        Flag("tokenizer_name", str, None, "path, or a name in --tokenizer_dir"),
-        Flag("tokenizer_dir", str, None, "folder of tokenizers"),
+        Flag("tokenizer_name", Path, None, "path, or a name in --tokenizer_dir", metavar="NAME"),
+        Flag("tokenizer_dir", Path, None, "folder of tokenizers"),
         Flag("n_layer", int, None, "detected; checked where given", low=1),
         Flag("n_head", int, None, "detected; needed only where the file does not tell", low=1),
         Flag("n_embd", int, None, "detected; checked where given", low=1),
@@ -251,12 +168,13 @@ FLAGS: FlagGroups = {
         ),
     ),
     "run": (
-        Flag("out_dir", str, "out", "folder of everything a run leaves"),
+        Flag("out_dir", Path, "out", "folder of everything a run leaves"),
         Flag(
             "resume",
-            str,
+            Path,
             "auto",
             "auto: from the save in --out_dir, if any; never; or the path of a save",
+            metavar="auto|never|PATH",
         ),
         Flag("save_interval", int, None, "steps; default every ten minutes", low=1),
         Flag("prepare_only", bool, False, "fetch and tokenise, where there is network; then stop"),
@@ -267,6 +185,113 @@ FLAGS: FlagGroups = {
     ),
 }
 DESCRIPTION = "Fine-tune a pretrained GPT checkpoint on Hindi XNLI."
+
+
+def problems_of_names(args: argparse.Namespace) -> list[str]:
+    """What is wrong with names that only a table of names knows."""
+    return problems_of_datasets(args.dataset, args.data_dir)
+
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    set_up_libraries()
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+import demo_grammar
+from evaluation import (
+    EvaluationError,
+    ScoredSplit,
+    is_better,
+    language_of,
+    macro_average,
+    prediction_lines,
+    split_metrics,
+    write_predictions,
+)
+from inference import (
+    device_of,
+    emulation_warning,
+    evaluate_split,
+    packed_rows,
+    precision_of,
+    read_fine_tuned,
+    split_logits,
+    words_about_precision,
+)
+from load_checkpoint_helper import (
+    FINE_TUNED_KIND,
+    CheckpointError,
+    check_flags_against_file,
+    config_of,
+    inspect_checkpoint,
+    lm_self_check,
+    load_pretrained_checkpoint,
+    resolve_checkpoint_path,
+)
+from model import (
+    GPTBatched,
+    GPTClassification,
+    GPTConfig,
+    PackedRow,
+    compile_trunk,
+)
+from training import (
+    ALONE,
+    Examples,
+    Progress,
+    Ranks,
+    Recipe,
+    RunError,
+    Saves,
+    Stopped,
+    StopSignals,
+    TrainingError,
+    balanced_class_weights,
+    captured,
+    compile_ahead,
+    configure_optimizers,
+    find_max_tokens,
+    fine_tune,
+    joined_ranks,
+    learning_rate_factor,
+    own_folder,
+    read_save,
+    read_whole,
+    restore,
+    save_atomically,
+    save_checkpoint,
+    save_json,
+    steps_per_epoch,
+    take_back_last_evaluation,
+    warmup_steps_of,
+)
+from xnli_data import (
+    DataError,
+    DataRequest,
+    EncodedDataset,
+    EncodedSplit,
+    JoinedDatasets,
+    PairEncoding,
+    cuts_vowel_signs,
+    dataset_names,
+    find_tokenizer,
+    joined,
+    load_encoded,
+    load_pair_encoding,
+    load_texts,
+    pair_encoding,
+    short_name,
+)
+from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.provenance import code_commit
+from xnli_gpt.training.records import StepLog
+
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
 # What a step is in examples is compared by itself: ranks have a part in it.
 STEP_FLAGS = ("batch_size", "gradient_accumulation_steps")
@@ -322,7 +347,7 @@ def check_inputs(
 
     `problems` are those already found in the command line. The first rank names those of all.
     """
-    problems = list(problems)
+    problems = [*problems, *problems_of_names(args)]
 
     def attempt(action: Callable[[], object]) -> object:
         try:
@@ -1360,6 +1385,8 @@ def report_on_test(
 
     Returns the metrics of every set with their intervals, on the first rank.
     """
+    from report import write_report  # matplotlib is for those who want a report
+
     print("writing the report: intervals, figures and every prediction on test")
     scored = {
         short_name(dataset): scored_test(args, inputs, data, model, dataset)
@@ -1618,7 +1645,6 @@ def _has_results(args: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
-    set_up_libraries()
 
     def work() -> None:
         with StopSignals() as stop, _only_first_rank_prints():

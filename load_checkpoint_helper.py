@@ -36,6 +36,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from xnli_gpt.flags import (
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+from xnli_gpt.processors import set_up_libraries
+
+FLAGS: FlagGroups = {
+    "checkpoint": (
+        Flag(
+            "checkpoint",
+            Path,
+            None,
+            "a path, or a quoted glob for the best of it",
+            count="+",
+            must_exist=True,
+            positional=True,
+            metavar="CKPT",
+        ),
+        Flag("n_head", int, None, "heads, where the file does not tell", low=1),
+    ),
+    "language-model check": (
+        Flag(
+            "lm_check",
+            Path,
+            None,
+            "measure the loss on this shard",
+            must_exist=True,
+            metavar="TOKENS.bin",
+        ),
+        Flag("lm_row_length", int, 1024, "tokens a row", low=1),
+        Flag("lm_rows", int, 64, "rows at most", low=1),
+    ),
+    "output": (Flag("json", bool, False, "print one JSON object"),),
+}
+DESCRIPTION = "Say what a pretrained checkpoint is."
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, recipes=False)
+    set_up_libraries()
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -1356,26 +1400,6 @@ def _loss_of_texts(trunk: GPTBatched, texts: Sequence[np.ndarray], rows_at_once:
     return total / count
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Say what a pretrained checkpoint is.")
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", nargs="+", help="a path, or a quoted glob for the best of it"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--n_head", type=int, help="heads, where the file does not tell")
-    parser.add_argument("--lm_check", metavar="TOKENS.bin", help="measure the loss on this shard")
-    parser.add_argument(
-        "--lm_row_length", type=int, default=1024, help="tokens a row (%(default)s)"
-    )
-    parser.add_argument("--lm_rows", type=int, default=64, help="rows at most (%(default)s)")
-    arguments = parser.parse_args(argv)
-    for name in ("n_head", "lm_row_length", "lm_rows"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value}: expected a positive number")
-    return arguments
-
-
 def _only_one(paths: Sequence[str]) -> str:
     """The one checkpoint that is asked for; of several, as a shell makes of a glob, none."""
     if len(paths) == 1:
@@ -1426,17 +1450,20 @@ def _printed(report: dict, indent: str = "") -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The inspector; returns the exit code: 0, or 2 for a file that can't be used."""
-    arguments = _parse_arguments(argv)
-    try:
+
+    def work() -> None:
+        arguments, problems = parse_flags(DESCRIPTION, FLAGS, argv, recipes=False)
+        if not arguments.checkpoint:
+            problems.append("CKPT is needed: the path of a pretrained checkpoint, or a glob")
+        if problems:
+            raise UsageError(problems)
         report = _report(arguments)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join([*_printed(report), _summary(report)]))
-    return 0
+        if arguments.json:
+            print(json.dumps(report, indent=2))
+        else:
+            print("\n".join([*_printed(report), _summary(report)]))
+
+    return exit_code_of(work, refused=(CheckpointError,))
 
 
 def _summary(report: Mapping[str, object]) -> str:

@@ -37,10 +37,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
 from xnli_gpt.training.records import RecentRate, StepLog
 
-SCHEDULES = ("linear", "cosine", "constant")
-EMBEDDING_UPDATES = ("exact", "lazy")
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
@@ -646,14 +645,6 @@ def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
             tokens = 0
         tokens += length
     return np.split(order, cuts[1:])
-
-
-def set_up_libraries() -> None:
-    """Set what makes a step on a CPU faster, where the user has not: large pages for large
-    tensors, and room for the code that oneDNN generates for every shape (its default of 1024
-    shapes is just too few). To be called before the first tensor is made."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 
 def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int:
@@ -1325,17 +1316,19 @@ def read_save(path: Path) -> dict:
     return content
 
 
-def read_whole(path: Path) -> object:
+def read_whole(path: Path, mapped: bool = False) -> object:
     """The content of a torch file whose every byte is as it was written.
 
     A torch file is a zip with a CRC-32 of every record, which `torch.load` does not look at.
-    Raises RunError.
+    `mapped` leaves tensors in the file until they are used, which is much faster where few are,
+    and for a process that ends soon: a file that changes meanwhile would change them. Raises
+    RunError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         reason = f"record {damaged} has another checksum than it was written with"
     except FileNotFoundError:
         reason = "no such file"

@@ -48,8 +48,6 @@ def test_public_practice_really_pads_to_1024_and_ignores_the_padding():
 def ours(monkeypatch) -> bench.Ours:
     monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 64, 2, 512))
     monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0)
-    # What it does to the C library would outlive the test.
-    monkeypatch.setattr(bench.training, "set_up_libraries", lambda: None)
     return bench.Ours(bench.Contest("test", 16, "cpu", "float32", compiled=False))
 
 
@@ -66,7 +64,6 @@ def test_our_steps_train_and_count_real_tokens(ours):
 @pytest.mark.parametrize("pairs", [64, 256])
 def test_at_most_three_percent_of_the_arithmetic_is_padding(monkeypatch, pairs):
     monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0)
-    monkeypatch.setattr(bench.training, "set_up_libraries", lambda: None)
     # Its steps are made, not computed.
     monkeypatch.setattr(bench.Ours, "sample", lambda ours, num_steps: {})
     monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 256, 2, 512))

@@ -683,9 +683,8 @@ def test_all_problems_of_a_command_line_are_told_at_once(assets, tmp_path, capsy
     told = [
         "--grad_clip: expected one argument",
         "--text_column: expected 2 arguments",
-        "unknown argument --learnin_rate",
-        "unknown argument 3",
-        "unknown key learning_rte",
+        "unknown argument --learnin_rate: did you mean --learning_rate?",
+        "unknown key learning_rte: did you mean learning_rate?",
         "--batch_size many: expected a whole number",
         "--num_epochs -1.0: expected more than 0",
         "--dropout 2.0: expected at most 0.99",

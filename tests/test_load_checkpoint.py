@@ -1276,9 +1276,13 @@ def test_the_inspector_prints_every_field(tmp_path, capsys):
 
 @pytest.mark.parametrize("flag", ["--n_head", "--lm_row_length", "--lm_rows"])
 def test_the_inspector_wants_positive_numbers(capsys, flag):
-    with pytest.raises(SystemExit, match="2"):
-        main(["file.pt", flag, "0"])
-    assert f"{flag} 0: expected a positive number" in capsys.readouterr().err
+    assert main(["file.pt", flag, "0"]) == 2
+    assert capsys.readouterr().err == f"error: {flag} 0: expected at least 1\n"
+
+
+def test_the_inspector_wants_a_file(capsys):
+    assert main(["--json"]) == 2
+    assert capsys.readouterr().err.startswith("error: CKPT is needed: ")
 
 
 def test_the_inspector_as_a_command(tmp_path):

@@ -19,11 +19,11 @@ from small_run import LABELS, rows_about
 import finetune_hindi_xnli as finetune
 import inference
 import predict_hindi_xnli as predict
-from command_line import UsageError
 from evaluation import EvaluationError
 from inference import Prediction, XNLIClassifier
 from training import RunError
 from xnli_data import DataError
+from xnli_gpt.flags import UsageError
 
 SCRIPT = Path(predict.__file__)
 PAIR = ("राम ने बाज़ार से 3 आम ख़रीदा", "राम के पास आम है")
