@@ -17,30 +17,20 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import scipy.special
-import scipy.stats
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    fbeta_score,
-    precision_recall_fscore_support,
-)
 from torch import Tensor
 
-# Larger is better for all but the loss.
-METRICS = ("accuracy", "macro_f1", "loss")
+from xnli_gpt.choices import RESAMPLES
+
+# scipy and scikit-learn are imported where they are used: predicting needs neither.
+
 # What intervals and comparisons are given for.
 SCORES = ("accuracy", "macro_f1", "macro_f2", "macro_recall", "loss")
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
+# Means of the same numbers, added up in another order, differ by less.
+ROUNDING = 1e-12
 # Counts of one chunk of bootstrap draws: a few tens of MB.
 DRAWS_AT_ONCE = 1 << 22
 # With fewer discordant pairs the chi-square approximation of McNemar's test is too rough.
@@ -80,6 +70,14 @@ def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence
     `logits` [N, classes], `labels` [N]. A macro figure is the mean over all classes, 0 for one
     that is neither there nor predicted. Raises EvaluationError for logits that are not finite.
     """
+    import scipy.special
+    from sklearn.metrics import (
+        accuracy_score,
+        confusion_matrix,
+        fbeta_score,
+        precision_recall_fscore_support,
+    )
+
     if not bool(torch.isfinite(logits).all()):
         raise EvaluationError(
             "logits are not finite: lower --learning_rate, or use --dtype float32"
@@ -170,8 +168,16 @@ class ScoredSplit:
         return replace(self, logits=self.logits[number : number + 1])
 
     @property
+    def answers_one_class(self) -> bool:
+        """Whether every model gives all rows the same answer."""
+        answers = self.logits.argmax(axis=-1)  # [models, N]
+        return bool((answers == answers[:, :1]).all())
+
+    @property
     def probabilities(self) -> np.ndarray:
         """[models, N, classes] float64."""
+        import scipy.special
+
         return scipy.special.softmax(self.logits.astype(np.float64), axis=-1)
 
 
@@ -180,8 +186,9 @@ def split_metrics(scored: ScoredSplit, resamples: int = RESAMPLES, seed: int = 0
 
     Of several models every figure is the mean of theirs, counts in the confusion matrix included.
     Intervals are those of 95 % by the percentile bootstrap (Efron and Tibshirani 1993, ch. 13)
-    over premises, None where a figure rests on one premise only. Raises EvaluationError for
-    logits that are not finite.
+    over premises, None where a figure rests on one premise only, or where all draws agree because
+    the model answers one class alone: there, they tell how the data was made, not how sure the
+    figure is. Raises EvaluationError for logits that are not finite.
     """
     of_models = [
         classification_metrics(torch.from_numpy(logits), scored.labels, scored.classes)
@@ -199,7 +206,8 @@ def split_metrics(scored: ScoredSplit, resamples: int = RESAMPLES, seed: int = 0
     )
     own, of_slices = drawn[:, : -2 * len(masks)], drawn[:, -2 * len(masks) :]
     replicates = _scores_of_sums(own, len(scored.classes))
-    metrics["intervals"] = {name: _interval(replicates[name]) for name in SCORES}
+    constant = scored.answers_one_class
+    metrics["intervals"] = {name: _interval(replicates[name], constant) for name in SCORES}
     metrics["calibration"] = _calibration_of(scored)
     metrics["slices"] = _slice_figures(scored, slices, of_slices)
     return metrics
@@ -237,6 +245,8 @@ def premise_groups(premises: Sequence[str]) -> np.ndarray:
 def _score_columns(scored: ScoredSplit) -> np.ndarray:
     """[N, models · (classes² + 1)]: sums of rows of this are all that the scores need, for each
     model the cells of its confusion matrix and its loss."""
+    import scipy.special
+
     num_classes = len(scored.classes)
     cells = scored.labels * num_classes + scored.logits.argmax(axis=-1)  # [models, N]
     confusion = np.eye(num_classes**2)[cells]  # [models, N, classes²]
@@ -293,10 +303,11 @@ def _resampled_sums(
     return np.concatenate(parts)
 
 
-def _interval(replicates: np.ndarray) -> list[float] | None:
-    """The central 95 % of those replicates [B] that exist; None where there are none."""
+def _interval(replicates: np.ndarray, constant: bool = False) -> list[float] | None:
+    """The central 95 % of those replicates [B] that exist; None where there are none, and where
+    those of a model with a `constant` answer are all the same."""
     replicates = replicates[np.isfinite(replicates)]
-    if not len(replicates):
+    if not len(replicates) or (constant and np.ptp(replicates) < ROUNDING):
         return None
     outside = 100 * (1 - CONFIDENCE) / 2
     return np.percentile(replicates, [outside, 100 - outside]).tolist()
@@ -318,8 +329,9 @@ def macro_average(
         for name in (*SCORES, "ece")
     }
     replicates = _replicates([[one] for one in scored.values()], resamples, seed)
+    constant = all(one.answers_one_class for one in scored.values())
     intervals = {
-        name: _interval(np.mean([of_set[0][name] for of_set in replicates], axis=0))
+        name: _interval(np.mean([of_set[0][name] for of_set in replicates], axis=0), constant)
         for name in SCORES
     }
     return average | {"intervals": intervals}
@@ -356,6 +368,9 @@ def _are_parallel(datasets: Sequence[ScoredSplit]) -> bool:
 
 def _joint_groups(groupings: Sequence[np.ndarray]) -> np.ndarray:
     """[N] numbers, the same for rows that any of the groupings [N] puts together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     if len(groupings) == 1:
         return groupings[0]
     rows = np.arange(len(groupings[0]))
@@ -368,17 +383,33 @@ def _joint_groups(groupings: Sequence[np.ndarray]) -> np.ndarray:
     return component[: len(rows)]
 
 
-def over_seeds(values: Sequence[float]) -> dict:
-    """Mean, standard deviation (n - 1) and 95 % t interval of one figure of two seeds or more."""
+def over_seeds(values: Sequence[float], metric: str = "accuracy") -> dict:
+    """Mean, standard deviation (n - 1) and 95 % t interval of one figure of two seeds or more.
+
+    The interval stays within what `metric` can be; None where all seeds have the same value.
+    """
+    import scipy.stats
+
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     factor = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     half = float(factor * deviation / math.sqrt(len(values)))
     return {
         "mean": mean,
         "std": deviation,
-        "interval": [mean - half, mean + half],
+        "interval": _within(0.0, _highest(metric), mean - half, mean + half)
+        if half > ROUNDING
+        else None,
         "values": list(values),
     }
+
+
+def _highest(metric: str) -> float:
+    return math.inf if metric == "loss" else 1.0
+
+
+def _within(lowest: float, highest: float, low: float, high: float) -> list[float]:
+    """The part of the interval from `low` to `high` that a figure can reach."""
+    return [max(lowest, low), min(highest, high)]
 
 
 def compare(
@@ -399,8 +430,8 @@ def compare(
     by_set = {
         name: _comparison(
             _replicates([[first[name], second[name]]], resamples, seed),
-            [scores_of_models(first[name])],
-            [scores_of_models(second[name])],
+            [first[name]],
+            [second[name]],
         )
         | {"mcnemar": _mcnemar_of(first[name], second[name])}
         for name in first
@@ -408,8 +439,8 @@ def compare(
     pairs = [[first[name], second[name]] for name in first]
     macro = _comparison(
         _replicates(pairs, resamples, seed),
-        [scores_of_models(one) for one in first.values()],
-        [scores_of_models(one) for one in second.values()],
+        list(first.values()),
+        list(second.values()),
     )
     return {"datasets": by_set, "macro_average": macro}
 
@@ -425,11 +456,13 @@ def scores_of_models(scored: ScoredSplit) -> dict[str, np.ndarray]:
 
 def _comparison(
     replicates: Sequence[Sequence[Mapping[str, np.ndarray]]],
-    first: Sequence[Mapping[str, np.ndarray]],
-    second: Sequence[Mapping[str, np.ndarray]],
+    first: Sequence[ScoredSplit],
+    second: Sequence[ScoredSplit],
 ) -> dict:
     """The differences of the means over datasets, from replicates by dataset and system, and from
-    both systems' scores by dataset and model."""
+    both systems' rows by dataset."""
+    constant = all(one.answers_one_class for one in (*first, *second))
+    first, second = ([scores_of_models(one) for one in system] for system in (first, second))
     figures = {}
     for name in SCORES:
         of_first = np.mean([one[name] for one in first], axis=0)  # [models]
@@ -439,11 +472,11 @@ def _comparison(
             "first": float(of_first.mean()),
             "second": float(of_second.mean()),
             "difference": float(of_first.mean() - of_second.mean()),
-            "interval": _interval(drawn),
+            "interval": _interval(drawn, constant),
             "p": _two_sided_p(drawn),
         }
         if min(len(of_first), len(of_second)) > 1:
-            figures[name]["over_seeds"] = _welch(of_first, of_second)
+            figures[name]["over_seeds"] = _welch(of_first, of_second, name)
     return figures
 
 
@@ -455,13 +488,20 @@ def _two_sided_p(differences: np.ndarray) -> float | None:
     return float(min(1.0, 2 * (beyond + 1) / (len(differences) + 1)))
 
 
-def _welch(first: np.ndarray, second: np.ndarray) -> dict | None:
-    """Welch's t-test of two means; None where neither side varies."""
+def _welch(first: np.ndarray, second: np.ndarray, metric: str) -> dict | None:
+    """Welch's t-test of two means of a metric; None where neither side varies."""
+    import scipy.stats
+
     if first.std() == 0 and second.std() == 0:
         return None
     result = scipy.stats.ttest_ind(first, second, equal_var=False)
-    low, high = result.confidence_interval(CONFIDENCE)
-    return {"interval": [float(low), float(high)], "p": float(result.pvalue), "test": "Welch's t"}
+    low, high = map(float, result.confidence_interval(CONFIDENCE))
+    highest = _highest(metric)
+    return {
+        "interval": _within(-highest, highest, low, high),
+        "p": float(result.pvalue),
+        "test": "Welch's t",
+    }
 
 
 def _mcnemar_of(first: ScoredSplit, second: ScoredSplit) -> dict:
@@ -487,6 +527,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict:
     with Edwards' (1948) continuity correction: (|b - c| - 1)² / (b + c). It takes rows for
     independent, which rows of one premise are not: the bootstrap over premises is the safer one.
     """
+    import scipy.stats
+
     only_first = int((first_right & ~second_right).sum())
     only_second = int((second_right & ~first_right).sum())
     discordant = only_first + only_second
@@ -649,7 +691,9 @@ def _slice_figures(
                     "slice": name,
                     "examples": int(mask.sum()),
                     "accuracy": float(right[mask].mean()),
-                    "interval": _interval(accuracies) if len({*groups[mask]}) > 1 else None,
+                    "interval": _interval(accuracies, scored.answers_one_class)
+                    if len({*groups[mask]}) > 1
+                    else None,
                 }
             )
     return figures
@@ -669,6 +713,10 @@ def hypothesis_only(
 
     The mean of macro F1 is over the classes of train, two or more.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+
     vectorizer = TfidfVectorizer(
         analyzer=lambda text: _hypothesis_features(text, language), dtype=np.float32
     )

@@ -20,110 +20,39 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
-from torch import Tensor
-
-import demo_grammar
-from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import (
-    METRICS,
-    EvaluationError,
-    ScoredSplit,
-    is_better,
-    language_of,
-    macro_average,
-    prediction_lines,
-    split_metrics,
-    write_predictions,
-)
-from inference import (
-    DEVICE_FLAGS,
-    EVALUATION_TOKENS,
-    device_of,
-    dtype_of,
-    evaluate_split,
-    packed_rows,
-    read_fine_tuned,
-    split_logits,
-)
-from load_checkpoint_helper import (
-    FINE_TUNED_KIND,
-    CheckpointError,
-    check_flags_against_file,
-    config_of,
-    inspect_checkpoint,
-    lm_self_check,
-    load_pretrained_checkpoint,
-    resolve_checkpoint_path,
-)
-from model import (
-    ROW_ATTENTION,
-    GPTBatched,
-    GPTClassification,
-    GPTConfig,
-    PackedRow,
-    compile_trunk,
-)
-from report import write_report
-from training import (
-    ALONE,
+from xnli_gpt.choices import (
+    AUTO,
     EMBEDDING_UPDATES,
+    EVALUATION_TOKENS,
+    METRICS,
+    ROW_ATTENTION,
     SCHEDULES,
-    Examples,
-    Progress,
-    Ranks,
-    Recipe,
-    RunError,
-    Saves,
-    Stopped,
-    StopSignals,
-    TrainingError,
-    balanced_class_weights,
-    captured,
-    configure_optimizers,
-    find_max_tokens,
-    fine_tune,
-    joined_ranks,
-    own_folder,
-    read_save,
-    read_whole,
-    restore,
-    save_atomically,
-    save_checkpoint,
-    save_json,
-    set_up_libraries,
-    steps_per_epoch,
-)
-from xnli_data import (
     SPLITS,
     TEMPLATES,
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    JoinedDatasets,
-    PairEncoding,
-    cuts_vowel_signs,
-    dataset_names,
-    joined,
-    load_encoded,
-    load_pair_encoding,
-    load_texts,
-    pair_encoding,
-    short_name,
 )
+from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.flags import (
+    DEVICE_FLAGS,
+    FOUND,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+from xnli_gpt.processors import set_up_libraries
 
-BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
+METRICS_FILE, STEPS_FILE = "metrics.jsonl", "steps.jsonl"
 SELF_CHECK_TEXTS = 256
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
+FOLDER_FLAGS = ("data_dir", "cache_dir", "tokenizer_dir", "out_dir")
 # sysexits.h calls it EX_TEMPFAIL: to be tried again.
 EXIT_STOPPED = 75
 
@@ -132,15 +61,16 @@ FLAGS: FlagGroups = {
     "data": (
         Flag(
             "dataset",
-            str,
+            Path,
             ["hindi_xnli"],
             "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder "
             "(train|validation|test as jsonl, csv, tsv or parquet; save_to_disk; a copy of a Hub "
             "repository), or a name on the Hub",
             count="+",
+            metavar="NAME",
         ),
         Flag("dataset_config", str, None, "configuration of a Hub dataset"),
-        Flag("data_dir", str, None, "folder that holds the dataset, or a copy of its repository"),
+        Flag("data_dir", Path, None, "folder that holds the dataset, or a copy of its repository"),
         Flag(
             "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
         ),
@@ -156,18 +86,19 @@ FLAGS: FlagGroups = {
             high=1 << 16,
         ),
         Flag("max_train_examples", int, None, "a seeded draw of so many", low=1),
-        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
+        Flag("cache_dir", Path, "cache", "folder of the tokenised data"),
     ),
     "checkpoint and tokenizer": (
         Flag(
             "pretrained_ckpt_path",
-            str,
+            Path,
             None,
             "paths or globs; the lowest _val in the name wins, else the highest step",
             count="+",
+            must_exist=True,
         ),
-        Flag("tokenizer_name", str, None, "path, or a name in --tokenizer_dir"),
-        Flag("tokenizer_dir", str, None, "folder of tokenizers"),
+        Flag("tokenizer_name", Path, None, "path, or a name in --tokenizer_dir", metavar="NAME"),
+        Flag("tokenizer_dir", Path, None, "folder of tokenizers"),
         Flag("n_layer", int, None, "detected; checked where given", low=1),
         Flag("n_head", int, None, "detected; needed only where the file does not tell", low=1),
         Flag("n_embd", int, None, "detected; checked where given", low=1),
@@ -237,12 +168,13 @@ FLAGS: FlagGroups = {
         ),
     ),
     "run": (
-        Flag("out_dir", str, "out", "folder of everything a run leaves"),
+        Flag("out_dir", Path, "out", "folder of everything a run leaves"),
         Flag(
             "resume",
-            str,
+            Path,
             "auto",
             "auto: from the save in --out_dir, if any; never; or the path of a save",
+            metavar="auto|never|PATH",
         ),
         Flag("save_interval", int, None, "steps; default every ten minutes", low=1),
         Flag("prepare_only", bool, False, "fetch and tokenise, where there is network; then stop"),
@@ -253,6 +185,113 @@ FLAGS: FlagGroups = {
     ),
 }
 DESCRIPTION = "Fine-tune a pretrained GPT checkpoint on Hindi XNLI."
+
+
+def problems_of_names(args: argparse.Namespace) -> list[str]:
+    """What is wrong with names that only a table of names knows."""
+    return problems_of_datasets(args.dataset, args.data_dir)
+
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    set_up_libraries()
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+import demo_grammar
+from evaluation import (
+    EvaluationError,
+    ScoredSplit,
+    is_better,
+    language_of,
+    macro_average,
+    prediction_lines,
+    split_metrics,
+    write_predictions,
+)
+from inference import (
+    device_of,
+    emulation_warning,
+    evaluate_split,
+    packed_rows,
+    precision_of,
+    read_fine_tuned,
+    split_logits,
+    words_about_precision,
+)
+from load_checkpoint_helper import (
+    FINE_TUNED_KIND,
+    CheckpointError,
+    check_flags_against_file,
+    config_of,
+    inspect_checkpoint,
+    lm_self_check,
+    load_pretrained_checkpoint,
+    resolve_checkpoint_path,
+)
+from model import (
+    GPTBatched,
+    GPTClassification,
+    GPTConfig,
+    PackedRow,
+    compile_trunk,
+)
+from training import (
+    ALONE,
+    Examples,
+    Progress,
+    Ranks,
+    Recipe,
+    RunError,
+    Saves,
+    Stopped,
+    StopSignals,
+    TrainingError,
+    balanced_class_weights,
+    captured,
+    compile_ahead,
+    configure_optimizers,
+    find_max_tokens,
+    fine_tune,
+    joined_ranks,
+    learning_rate_factor,
+    own_folder,
+    read_save,
+    read_whole,
+    restore,
+    save_atomically,
+    save_checkpoint,
+    save_json,
+    steps_per_epoch,
+    take_back_last_evaluation,
+    warmup_steps_of,
+)
+from xnli_data import (
+    DataError,
+    DataRequest,
+    EncodedDataset,
+    EncodedSplit,
+    JoinedDatasets,
+    PairEncoding,
+    cuts_vowel_signs,
+    dataset_names,
+    find_tokenizer,
+    joined,
+    load_encoded,
+    load_pair_encoding,
+    load_texts,
+    pair_encoding,
+    short_name,
+)
+from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.provenance import code_commit
+from xnli_gpt.training.records import StepLog
+
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
 # What a step is in examples is compared by itself: ranks have a part in it.
 STEP_FLAGS = ("batch_size", "gradient_accumulation_steps")
@@ -264,6 +303,8 @@ RESULT_FLAGS = [
     if flag.name not in STEP_FLAGS
 ] + ["text_column", "label_column", "template", "block_size", "max_train_examples"]
 RESULT_FLAGS += ["random_init", "embedding_update"]
+# By these a run in the same folder may be made longer, see `_why_not_longer`.
+LENGTH_FLAGS = ("--max_steps", "--num_epochs", "--warmup_ratio")
 
 
 def parse_arguments(
@@ -279,12 +320,16 @@ class Inputs:
 
     encoding: PairEncoding
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     info: dict | None  # None with --prepare_only and no checkpoint
     saved: dict | None  # the fine-tuned checkpoint, with --eval_only
     trunk: GPTBatched | None  # the weights that `info` was read from, where the run needs them
     ranks: Ranks
     stop: StopSignals
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.precision.dtype
 
     def take_trunk(self) -> GPTBatched | None:
         """The trunk, handed over: what trains it must be the only one to keep it in memory."""
@@ -302,7 +347,7 @@ def check_inputs(
 
     `problems` are those already found in the command line. The first rank names those of all.
     """
-    problems = list(problems)
+    problems = [*problems, *problems_of_names(args)]
 
     def attempt(action: Callable[[], object]) -> object:
         try:
@@ -339,8 +384,9 @@ def check_inputs(
     everyones = dict.fromkeys(p for of_rank in ranks.gathered(problems) for p in of_rank)
     if everyones:
         raise UsageError(list(everyones) if ranks.is_first else [])
-    dtype = dtype_of(args.dtype, device)
-    return Inputs(encoding, device, dtype, info, saved, trunk, ranks, stop or StopSignals())
+    # Timing may tell ranks different things.
+    precision = ranks.from_first(lambda: precision_of(args.dtype, device))
+    return Inputs(encoding, device, precision, info, saved, trunk, ranks, stop or StopSignals())
 
 
 def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
@@ -349,7 +395,7 @@ def _check_attention(args: argparse.Namespace, device: torch.device) -> None:
         problems.append(
             f"--attention {args.attention}: has no backward pass on a CPU; leave the flag out"
         )
-    if args.attention == "varlen" and dtype_of(args.dtype, device) is torch.float32:
+    if args.attention == "varlen" and precision_of(args.dtype, device).dtype is torch.float32:
         problems.append("--attention varlen: needs --dtype bfloat16 or float16")
     if problems:
         raise UsageError(problems)
@@ -542,9 +588,10 @@ def load_pretrained_model(
     args = argparse.Namespace(**(DEFAULTS | vars(args)))
     if inputs is None:
         device = device_of(args.device)
+        dtype = precision_of(args.dtype, device).dtype
         info, trunk = _inspect_for(args)
     else:
-        device = inputs.device
+        device, dtype = inputs.device, inputs.dtype
         info, trunk = inputs.info, inputs.take_trunk()
     if args.random_init:
         torch.manual_seed(args.seed)
@@ -560,9 +607,7 @@ def load_pretrained_model(
         backbone_lr_scale=args.backbone_lr_scale,
         embedding_update=args.embedding_update,
     )
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=dtype_of(args.dtype, device) is torch.float16
-    )
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return model, optimizer, scaler
 
 
@@ -619,7 +664,7 @@ def what_decides_the_result(
     difference is told by."""
     flags = {f"--{name}": getattr(args, name) for name in RESULT_FLAGS}
     return flags | {
-        "--dtype": str(inputs.dtype).removeprefix("torch."),
+        "--dtype": inputs.precision.name,
         "pretrained weights": inputs.info["weights_id"],
         "tokenizer": inputs.encoding.tokenizer_hash,
         "data": [dataset.content_hash for dataset in data.sets.values()],
@@ -627,35 +672,69 @@ def what_decides_the_result(
     }
 
 
-def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict | None:
+def find_save(
+    args: argparse.Namespace, inputs: Inputs, decisive: dict, num_examples: int
+) -> dict | None:
     """The content of the save that --resume asks for; None where the run starts anew.
 
-    Raises RunError where --out_dir holds another run, or the save is of another command.
+    Raises RunError where --out_dir holds another run, or the save is of another command that is
+    not the same but shorter.
     """
     own: list[dict] = []
+    encoding = inputs.encoding
 
     def choose() -> Path | None:
         found = _newest_save(args)
         if found is None:
-            _require_same(decisive, _decisive_of_earlier(args), f"--out_dir {args.out_dir}")
+            earlier = _decisive_of_earlier(args)
+            if earlier is not None:
+                decided, tokenizer_file = earlier
+                earlier = _in_todays_terms(decided, tokenizer_file, encoding)
+            keep_precision(args, inputs, decisive, earlier)
+            _require_same(decisive, earlier, f"--out_dir {args.out_dir}")
             return None
         path, content = found
-        _require_same(decisive, content["decisive"], str(path))
+        content["decisive"] = _in_todays_terms(
+            content["decisive"], content.get("tokenizer_file"), encoding
+        )
+        keep_precision(args, inputs, decisive, content["decisive"])
+        why_not = _why_not_longer(decisive, content, num_examples)
+        if why_not is not None:
+            _require_same(decisive, content["decisive"], str(path), why_not)
         own.append(content)
         return path
 
     everyones = inputs.ranks.gathered(decisive)
     _require_same(decisive, everyones[0], "the first rank")
     path = inputs.ranks.from_first(choose)
+    inputs.precision = inputs.ranks.gathered(inputs.precision)[0]
+    decisive["--dtype"] = inputs.precision.name
     if path is None:
         return None
     content = own[0] if own else read_save(path)
+    content["decisive"] = _in_todays_terms(
+        content["decisive"], content.get("tokenizer_file"), encoding
+    )
     # A file system may show different ranks different saves for a while.
     steps = inputs.ranks.gathered(content["progress"]["step"])
     if len(set(steps)) > 1:
         raise RunError(f"{path}: the ranks see saves of different steps {steps}: start again")
     print(f"resuming {path} after step {content['progress']['step']}")
     return content
+
+
+def keep_precision(
+    args: argparse.Namespace, inputs: Inputs, decisive: dict, earlier: dict | None
+) -> None:
+    """With --dtype auto, go on in the precision that the earlier run has, on any machine."""
+    name = (earlier or {}).get("--dtype")
+    if args.dtype != AUTO or name not in DTYPES or name == inputs.precision.name:
+        return
+    inputs.precision = Precision(DTYPES[name], "that of the run which goes on")
+    decisive["--dtype"] = name
+    print(words_about_precision(AUTO, inputs.precision, inputs.device))
+    if warning := emulation_warning(name, inputs.device):
+        print(warning)
 
 
 def _newest_save(args: argparse.Namespace) -> tuple[Path, dict] | None:
@@ -668,25 +747,122 @@ def _newest_save(args: argparse.Namespace) -> tuple[Path, dict] | None:
     path = Path(args.resume)
     if path.resolve().parent != folder.resolve():
         _require_no_run(args)
-        best = path.with_name(fine_tuned_path(args).name)
-        if best.exists():
-            save_atomically(fine_tuned_path(args), lambda partial: shutil.copyfile(best, partial))
+        best = fine_tuned_path(args)
+        for name in (best.name, _earlier_path(best).name, STEPS_FILE):
+            _copy_where_there(path.with_name(name), Path(args.out_dir) / name)
     return path, read_save(path)
 
 
-def _decisive_of_earlier(args: argparse.Namespace) -> dict | None:
-    """What decided a run that left files but no save; None where there was none."""
+def _copy_where_there(source: Path, target: Path) -> None:
+    if source.exists():
+        save_atomically(target, lambda partial: shutil.copyfile(source, partial))
+
+
+def _decisive_of_earlier(args: argparse.Namespace) -> tuple[dict, str | None] | None:
+    """What decided a run that left files but no save, and the hash of its tokenizer's file where
+    it is kept by itself; None where there was none."""
     if not _run_files(args):
         return None
     try:
         text = (Path(args.out_dir) / "config.yaml").read_text(encoding="utf-8")
-        return dict(yaml.safe_load(text)["decisive"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return {}
+        content = yaml.safe_load(text)
+        found = content.get(FOUND, content)
+        return dict(found["decisive"]), found["tokenizer"].get("file_sha256")
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        return {}, None
 
 
-def _require_same(now: dict, earlier: dict | None, where: str) -> None:
-    """Raises RunError that names every difference."""
+def _in_todays_terms(earlier: dict, tokenizer_file: str | None, encoding: PairEncoding) -> dict:
+    """What decided an earlier run, its tokenizer by the hash that it has now, and flags that it
+    did not have by their defaults.
+
+    Older runs named the tokenizer by the hash of its file; that hash also tells it where another
+    version of the tokenizers library writes the same tokenizer in another way.
+    """
+    if earlier:
+        earlier = {f"--{name}": DEFAULTS[name] for name in RESULT_FLAGS} | earlier
+    if encoding.file_hash in (tokenizer_file, earlier.get("tokenizer")):
+        return earlier | {"tokenizer": encoding.tokenizer_hash}
+    return earlier
+
+
+def _is_longer(now: dict, save: dict, num_examples: int) -> bool:
+    """Whether a run has more steps than the one that left the save."""
+    before, after = _numbers_of_steps(now, save, num_examples)
+    return after > before
+
+
+def _numbers_of_steps(now: dict, save: dict, num_examples: int) -> list[int]:
+    epoch_steps = steps_per_epoch(num_examples, save["examples_per_step"])
+    return [
+        number_of_steps(decided["--max_steps"], decided["--num_epochs"], epoch_steps)
+        for decided in (save["decisive"], now)
+    ]
+
+
+def _why_not_longer(now: dict, save: dict, num_examples: int) -> str | None:
+    """Why a run can't go on from a save of the same run with fewer steps; None where it can, and
+    where nothing differs. Empty where something else differs than the number of steps.
+
+    It can where every rate of the steps done is what the longer run would have had, so that it
+    ends where one of as many steps from the start does.
+    """
+    earlier = save["decisive"]
+    if now == earlier:
+        return None
+    if any(now[name] != earlier.get(name) for name in now if name not in LENGTH_FLAGS):
+        return ""
+    before, after = _numbers_of_steps(now, save, num_examples)
+    if after < before:
+        return f"a run can be made longer, but not shorter ({before} steps there, {after} now)"
+    if after == before and now["--warmup_ratio"] == earlier["--warmup_ratio"]:
+        return None
+    schedule, updates = now["--lr_schedule"], save["progress"]["updates"]
+    if schedule != "constant":
+        return (
+            f"--lr_schedule {schedule} gives every step a learning rate by the number of steps, so "
+            "only a run with a constant schedule can be made longer"
+        )
+    lengths = ((before, earlier["--warmup_ratio"]), (after, now["--warmup_ratio"]))
+    rates = [
+        [learning_rate_factor(schedule, update, *length) for update in range(updates)]
+        for length in lengths
+    ]
+    if rates[0] != rates[1]:
+        return _why_rates_differ(lengths)
+    return _why_not_taken_back(now, save, num_examples)
+
+
+def _why_rates_differ(lengths: Sequence[tuple[int, float]]) -> str:
+    """Of a constant schedule, by the steps and warm-up ratios of the two runs."""
+    (before, _), (after, _) = lengths
+    was, would_be = (warmup_steps_of(*length) for length in lengths)
+    # Half a step below, so that rounding up meets the number.
+    ratio = float(f"{max(0.0, (was - 0.5) / after):.6g}")
+    way_out = f"; --warmup_ratio {ratio:g} keeps it" if was else ""
+    return (
+        f"the warm-up is a share of the steps, {was} of {before} there and {would_be} of {after} "
+        f"now{way_out}"
+    )
+
+
+def _why_not_taken_back(now: dict, save: dict, num_examples: int) -> str | None:
+    """A longer run would not have been evaluated at the end of the shorter one, unless that is at
+    its interval; saves of older versions do not tell what was before."""
+    progress = save["progress"]
+    epoch_steps = steps_per_epoch(num_examples, save["examples_per_step"])
+    interval = eval_interval_of(now["--eval_interval"], epoch_steps)
+    evaluated_off = progress["evaluated_step"] == progress["step"] and progress["step"] % interval
+    if not evaluated_off or progress.get("before_last") or not _is_longer(now, save, num_examples):
+        return None
+    return (
+        f"its evaluation at step {progress['step']} is not at the interval of {interval} steps, "
+        "and this save of an older version does not tell what was before it"
+    )
+
+
+def _require_same(now: dict, earlier: dict | None, where: str, why_not: str = "") -> None:
+    """Raises RunError that names every difference; `why_not` says more of them."""
     if earlier is None or now == earlier:
         return
     differences = [
@@ -695,8 +871,10 @@ def _require_same(now: dict, earlier: dict | None, where: str) -> None:
         if name in earlier and earlier[name] != value
     ]
     told = "; ".join(differences) or "it does not say which"
+    because = f": {why_not}" if why_not else ""
     raise RunError(
-        f"{where}: belongs to another run ({told}); repeat its command, or use another --out_dir"
+        f"{where}: belongs to another run ({told}){because}; repeat its command, or use another "
+        "--out_dir"
     )
 
 
@@ -730,6 +908,16 @@ def examples_per_step(args: argparse.Namespace, world_size: int, save: dict | No
     return kept
 
 
+def number_of_steps(max_steps: int | None, num_epochs: float, epoch_steps: int) -> int:
+    """Return the steps of a run by --max_steps, or without it by --num_epochs."""
+    return max_steps or max(1, round(num_epochs * epoch_steps))
+
+
+def eval_interval_of(eval_interval: int | None, epoch_steps: int) -> int:
+    """Return the steps between evaluations, by default a quarter of an epoch."""
+    return eval_interval or max(1, epoch_steps // 4)
+
+
 def make_recipe(
     args: argparse.Namespace,
     labels: np.ndarray,
@@ -744,12 +932,12 @@ def make_recipe(
             [f"--max_train_examples {args.max_train_examples}: no example of a class; raise it"]
         )
     epoch_steps = steps_per_epoch(len(labels), examples_per_step)
-    num_steps = args.max_steps or max(1, round(args.num_epochs * epoch_steps))
+    num_steps = number_of_steps(args.max_steps, args.num_epochs, epoch_steps)
     balanced = args.class_weights == "balanced"
     return Recipe(
         examples_per_step=examples_per_step,
         num_steps=num_steps,
-        eval_interval=args.eval_interval or max(1, epoch_steps // 4),
+        eval_interval=eval_interval_of(args.eval_interval, epoch_steps),
         learning_rate=args.learning_rate,
         warmup_ratio=args.warmup_ratio,
         lr_schedule=args.lr_schedule,
@@ -784,6 +972,8 @@ def compile_where_worthwhile(args: argparse.Namespace, trunk: GPTBatched, num_st
 
 def _why_not_compile(device: torch.device) -> str | None:
     """What goes wrong when a small function is compiled on `device`; None where nothing does."""
+    if device.type == "cpu":
+        keep_compiled_code_apart()
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.ones(64, device=device))
     # Whatever the compiler and its tools raise: without it the run goes on.
@@ -795,12 +985,13 @@ def _why_not_compile(device: torch.device) -> str | None:
 def describe_run(
     args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets, decisive: dict
 ) -> dict:
-    """What config.yaml holds: every flag, the versions, and hashes of what went in."""
+    """Return what config.yaml says beside the flags: the code, the machine, versions, and hashes
+    of what went in."""
     return {
-        "flags": {key: value for key, value in vars(args).items() if key != "config"},
         "command": sys.argv,
+        "commit": code_commit(),
         "device": _device_name(inputs.device),
-        "dtype": str(inputs.dtype).removeprefix("torch."),
+        "dtype": inputs.precision.name,
         "processes": inputs.ranks.world_size,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
@@ -808,15 +999,61 @@ def describe_run(
             "content_sha256": {name: one.content_hash for name, one in data.sets.items()},
             "classes": list(data.classes),
         },
-        "tokenizer": {"sha256": inputs.encoding.tokenizer_hash},
+        "tokenizer": {
+            "sha256": inputs.encoding.tokenizer_hash,
+            "file_sha256": inputs.encoding.file_hash,
+        },
         "checkpoint": inputs.info,
         "decisive": decisive,
     }
 
 
+def recipe_of(args: argparse.Namespace, checkpoint: str) -> dict[str, object]:
+    """Return the flags that run this again, from any folder: paths are absolute, and of several
+    pretrained checkpoints the one that was taken is named.
+
+    A run that began with the save of another goes on in its own folder.
+    """
+    flags = {name: getattr(args, name) for name in DEFAULTS}
+    flags |= {name: os.path.abspath(flags[name]) for name in FOLDER_FLAGS if flags[name]}
+    flags["dataset"] = [_lasting_dataset(args, name) for name in args.dataset]
+    flags["pretrained_ckpt_path"] = [os.path.abspath(checkpoint)]
+    tokenizer = find_tokenizer(args.tokenizer_name, args.tokenizer_dir)
+    flags["tokenizer_name"] = os.path.abspath(tokenizer)
+    flags["resume"] = DEFAULTS["resume"]
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _lasting_dataset(args: argparse.Namespace, name: str) -> str:
+    """Return a dataset's name that means the same from another folder."""
+    is_name = args.data_dir is not None or name in (*BUILTIN_DATASETS, "xnli_all")
+    is_folder = not is_name and Path(name).is_dir()
+    return os.path.abspath(name) if is_folder else name
+
+
+def data_flags(args: argparse.Namespace) -> dict[str, object]:
+    """Return the flags that say which rows a run is about, as its recipe has them."""
+    folder = args.data_dir and os.path.abspath(args.data_dir)
+    return {
+        "dataset": [_lasting_dataset(args, name) for name in args.dataset],
+        "dataset_config": args.dataset_config,
+        "data_dir": folder,
+        "text_column": list(args.text_column),
+        "label_column": args.label_column,
+    }
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """YAML that a person reads: a list that stands twice is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def write_config(args: argparse.Namespace, run: dict) -> None:
-    """config.yaml, from `describe_run`."""
-    text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
+    """Write config.yaml: the flags as a recipe for --config, and `describe_run` under one key."""
+    content = recipe_of(args, run["checkpoint"]["file"]) | {FOUND: run}
+    text = yaml.dump(content, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
     path = Path(args.out_dir) / "config.yaml"
     save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -838,7 +1075,7 @@ class Records:
     ):
         self.args, self.model = args, model
         self.checkpoint_path = fine_tuned_path(args)
-        self.metrics_path = Path(args.out_dir) / "metrics.jsonl"
+        self.metrics_path = Path(args.out_dir) / METRICS_FILE
         # Lines after the save that the run goes on from will be written again.
         earlier = "".join(map(_as_json_line, progress.lines))
         save_atomically(self.metrics_path, lambda partial: partial.write_text(earlier))
@@ -850,6 +1087,7 @@ class Records:
             "template": inputs.encoding.template,
             "block_size": inputs.encoding.block_size,
             "datasets": list(data.sets),
+            "data": data_flags(args),
             "pretrained": {
                 "file": inputs.info["file"],
                 "step": inputs.info["step"],
@@ -857,14 +1095,19 @@ class Records:
                 "random_init": args.random_init,
             },
         }
-        self.loggers = _open_loggers(args)
+        self.loggers = _open_loggers(args, progress.step)
+        self.steps = StepLog(Path(args.out_dir) / STEPS_FILE, self.loggers)
+        self.steps.begin(progress.step)
 
     def save_best(self, progress: Progress, metrics: dict) -> None:
         """The best model so far, with everything that using it needs."""
-        self._save(self.checkpoint_path, progress.step, metrics)
+        self._save(self.checkpoint_path, progress, metrics)
 
-    def _save(self, path: Path, step: int, metrics: dict) -> None:
-        content = {"model": self.model.state_dict(), "step": step, "metrics": metrics}
+    def _save(self, path: Path, progress: Progress, metrics: dict) -> None:
+        # A longer run would not have this evaluation, and the model before it would be its best.
+        if progress.before_last is not None and self.args.lr_schedule == "constant":
+            _keep_as_earlier(path)
+        content = {"model": self.model.state_dict(), "step": progress.step, "metrics": metrics}
         save_checkpoint(path, self.fixed | content)
 
     def _save_best_of_sets(self, progress: Progress, sets: dict[str, dict]) -> None:
@@ -872,7 +1115,7 @@ class Records:
         for name, metrics in sets.items():
             best = progress.best_of_sets.get(name)
             if is_better(metric, metrics[metric], best and best["metrics"][metric]):
-                self._save(fine_tuned_path(self.args, name), progress.step, metrics)
+                self._save(fine_tuned_path(self.args, name), progress, metrics)
                 progress.best_of_sets[name] = {"step": progress.step, "metrics": metrics}
 
     def add_line(self, progress: Progress, line: dict) -> None:
@@ -893,17 +1136,41 @@ def _as_json_line(line: dict) -> str:
     return json.dumps(line) + "\n"
 
 
-def _open_loggers(args: argparse.Namespace) -> list[Callable[[dict, int], None]]:
+def _earlier_path(best: Path) -> Path:
+    """Where the best model before the evaluation at the last step is kept."""
+    return best.with_name(f"{best.stem}-earlier.pt")
+
+
+def _keep_as_earlier(best: Path) -> None:
+    """Keep a best model that is about to be overwritten, without copying it where that can be."""
+    if not best.exists():
+        return
+    earlier = _earlier_path(best)
+    earlier.unlink(missing_ok=True)
+    try:
+        os.link(best, earlier)
+    except OSError:
+        _copy_where_there(best, earlier)
+
+
+def _open_loggers(
+    args: argparse.Namespace, first_step: int
+) -> list[Callable[[Mapping[str, float], int], None]]:
+    """Functions of scalars and their step; what loggers have beyond `first_step` comes again."""
     loggers = []
     if args.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(Path(args.out_dir) / "tensorboard"))
+        folder = str(Path(args.out_dir) / "tensorboard")
+        resumed = {"purge_step": first_step + 1} if first_step else {}
+        writer = SummaryWriter(folder, **resumed)
 
-        def to_tensorboard(scalars: dict, step: int) -> None:
+        def to_tensorboard(scalars: Mapping[str, float], step: int) -> None:
             for name, value in scalars.items():
                 writer.add_scalar(name, value, step)
-            writer.flush()
+            # Steps are written by the library, some minutes late.
+            if "train_loss" in scalars:
+                writer.flush()
 
         loggers.append(to_tensorboard)
     if args.wandb_log:
@@ -937,8 +1204,12 @@ def train(
     step_examples = examples_per_step(args, ranks.world_size, save)
     recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype, step_examples)
     progress = Progress()
+    longer = False
     if save is not None:
         progress = restore(save, model, optimizer, scaler)
+        longer = _is_longer(kept["decisive"], save, len(chosen))
+        if longer and progress.before_last is not None:
+            take_back_last_evaluation(progress)
         ranks.from_first(lambda: _require_best_of_save(args, progress))
     records = Records(args, inputs, data, model, progress) if ranks.is_first else None
 
@@ -952,6 +1223,9 @@ def train(
         positions_of_sets(data.train_sets[chosen]) if args.sampling == "even" else None,
     )
     compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
+    if compiled:
+        print("compiling: about a minute, several on a busy machine", flush=True)
+        compile_ahead(model, recipe, examples)
     max_tokens = args.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
     progress.max_tokens_per_batch = max_tokens = min(ranks.gathered(max_tokens))
 
@@ -973,6 +1247,10 @@ def train(
     if compiled:
         print("compiling, which takes about a minute")
     evaluate(max_batches=2)
+    if longer:
+        print(f"going on to {recipe.num_steps} steps, as if they had been asked for at first")
+        # From here on the folder is that of the longer run.
+        write_save(progress)
     print(
         f"training on {len(chosen)} pairs: {recipe.num_steps} steps of "
         f"{recipe.examples_per_step}, validation every {recipe.eval_interval}; at most "
@@ -995,6 +1273,7 @@ def train(
         save_interval=args.save_interval,
         stop=stop,
         ranks=ranks,
+        log=records.steps if records else None,
     )
 
 
@@ -1106,6 +1385,8 @@ def report_on_test(
 
     Returns the metrics of every set with their intervals, on the first rank.
     """
+    from report import write_report  # matplotlib is for those who want a report
+
     print("writing the report: intervals, figures and every prediction on test")
     scored = {
         short_name(dataset): scored_test(args, inputs, data, model, dataset)
@@ -1175,7 +1456,8 @@ def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
         f"{info['model_dim']}, {info['vocab_size']} embedding rows",
         "trunk at the start": "random" if args.random_init else "pretrained",
         "data": run["data"]["content_sha256"],
-        "tokenizer": f"{args.tokenizer_name} ({run['tokenizer']['sha256'][:16]})",
+        "tokenizer": f"{args.tokenizer_name} ({run['tokenizer']['sha256']})",
+        "commit": run["commit"],
         "seed": args.seed,
         "machine": f"{platform.node()}, {run['device']}",
         "precision": run["dtype"],
@@ -1209,19 +1491,36 @@ def write_results(
     save_json(_results_path(args), results)
 
 
-def run(args: argparse.Namespace, inputs: Inputs) -> None:
-    """One run, from checked inputs to results.json."""
+def run(args: argparse.Namespace, inputs: Inputs) -> str:
+    """One run, from checked inputs to results.json; returns where its results are, in words."""
     _print_checkpoint(args, inputs.info)
     if args.prepare_only:
         load_data(args, inputs)
-        print(f"prepared in {args.cache_dir}")
-        return
+        return f"prepared in {args.cache_dir}"
+    if words := words_about_precision(args.dtype, inputs.precision, inputs.device):
+        print(words)
     with _own_out_dir(args, inputs.ranks):
         data = load_data(args, inputs)
         if args.eval_only:
             evaluate_only(args, inputs, data)
         else:
             train_and_score(args, inputs, data)
+        return inputs.ranks.from_first(lambda: _outcome(args))
+
+
+def _outcome(args: argparse.Namespace) -> str:
+    """Where the results of a scored run are; warns of a model that answers one class alone."""
+    results = _earlier_results(args)
+    answers = {
+        f"{split} of {name}" if name else split: answer
+        for split in ("validation", "test")
+        for name, answer in only_answers(results.get(split, {}), "").items()
+    }
+    if warning := one_class_warning(answers):
+        print(warning)
+    report = Path(args.out_dir) / "report.html"
+    places = {"results": _results_path(args), "report": report, "model": fine_tuned_path(args)}
+    return ", ".join(f"{what}: {path}" for what, path in places.items() if path.exists())
 
 
 def _own_out_dir(args: argparse.Namespace, ranks: Ranks) -> contextlib.AbstractContextManager:
@@ -1254,9 +1553,13 @@ def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets
 def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets) -> None:
     """The whole of a run, or what is left of it."""
     decisive = what_decides_the_result(args, inputs, data)
-    save = find_save(args, inputs, decisive)
-    if save is not None and inputs.ranks.from_first(lambda: _has_results(args)):
-        print(f"finished already, see {_results_path(args)}")
+    num_examples = len(pick_training_examples(args, data.train))
+    save = find_save(args, inputs, decisive, num_examples)
+    if save is not None and _is_longer(decisive, save, num_examples):
+        # They are of the shorter run.
+        inputs.ranks.from_first(lambda: _results_path(args).unlink(missing_ok=True))
+    elif save is not None and inputs.ranks.from_first(lambda: _has_results(args)):
+        print("finished already, nothing is left to do")
         return
     run = describe_run(args, inputs, data, decisive)
     if inputs.ranks.is_first:
@@ -1269,7 +1572,11 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatase
         check = save["self_check"]
     # Only the check needs the language model's head: it is neither trained nor saved.
     model.pretrained_model.lm_head_weight = None
-    kept = {"decisive": decisive, "self_check": check}
+    kept = {
+        "decisive": decisive,
+        "self_check": check,
+        "tokenizer_file": inputs.encoding.file_hash,
+    }
     progress = train(args, inputs, data, model, optimizer, scaler, save, kept)
     del model, optimizer, save
     scores, best = score_best(args, inputs, data)
@@ -1280,6 +1587,9 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatase
     best_of_sets = score_best_of_sets(args, inputs, data, progress)
     if inputs.ranks.is_first:
         write_results(args, scores, best_of_sets, progress, check)
+        if progress.before_last is None:
+            for path in Path(args.out_dir).glob("*-ckpt-earlier.pt"):
+                path.unlink()
 
 
 def _require_best_of_save(args: argparse.Namespace, progress: Progress) -> None:
@@ -1295,10 +1605,11 @@ def _require_best_of_save(args: argparse.Namespace, progress: Progress) -> None:
 
 
 def _is_of(path: Path, wanted_step: int) -> bool:
-    try:
-        step = read_whole(path)["step"]
-    except (RunError, KeyError, TypeError):
-        step = None
+    """Whether the best model is that of a step, or can be made so by the one kept before it."""
+    step, earlier = _step_of(path), _earlier_path(path)
+    if step != wanted_step and _step_of(earlier) == wanted_step:
+        _copy_where_there(earlier, path)
+        return True
     if step == wanted_step:
         return True
     found = "is not whole" if step is None else f"is of step {step}"
@@ -1307,6 +1618,14 @@ def _is_of(path: Path, wanted_step: int) -> bool:
         "the best is looked for from here on"
     )
     return False
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a fine-tuned checkpoint; None where it is not there, or damaged."""
+    try:
+        return read_whole(path)["step"]
+    except (RunError, KeyError, TypeError):
+        return None
 
 
 def _results_path(args: argparse.Namespace) -> Path:
@@ -1326,20 +1645,19 @@ def _has_results(args: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
-    set_up_libraries()
 
     def work() -> None:
         with StopSignals() as stop, _only_first_rank_prints():
             args, problems = parse_arguments(argv)
             try:
                 with joined_ranks(_wants_gpu(args)) as ranks:
-                    run(args, check_inputs(args, problems, ranks, stop))
+                    places = run(args, check_inputs(args, problems, ranks, stop))
             # A library that a signal interrupts may make another error of it.
             except Exception:
                 if stop.raised is None:
                     raise
                 raise stop.raised from None
-            print(f"done in {time.perf_counter() - started:.0f} s")
+            print(f"{places} (done in {time.perf_counter() - started:.0f} s)")
 
     try:
         return exit_code_of(

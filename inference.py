@@ -8,6 +8,8 @@ classifier.predict([(premise, hypothesis), ...])
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import Flag, UsageError
 from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
 from training import (
     ALONE,
+    SAVE_KIND,
     Ranks,
     RunError,
     StopSignals,
@@ -30,25 +32,18 @@ from training import (
     read_whole,
 )
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
+from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
+from xnli_gpt.devices import (
+    DTYPES,
+    Precision,
+    fastest_precision,
+    why_emulated,
+    why_without_code,
+)
+from xnli_gpt.flags import UsageError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens of a forward pass without gradients, which needs little memory.
-EVALUATION_TOKENS = 16384
-# Of every entry point, and of those that only use a fine-tuned model.
-DEVICE_FLAGS = (
-    Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-    Flag("dtype", str, None, "default bfloat16 on cuda, else float32", choices=tuple(DTYPES)),
-)
-MACHINE_FLAGS = (
-    *DEVICE_FLAGS,
-    Flag(
-        "max_tokens_per_batch",
-        int,
-        EVALUATION_TOKENS,
-        "of one forward pass, changes no result",
-        low=1,
-    ),
-)
+# Of the file that holds a run's best model.
+FINE_TUNED_ENDING = "-ckpt.pt"
 
 
 def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
@@ -66,7 +61,7 @@ def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
 
 def _named_device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _with_code(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -82,18 +77,82 @@ def _named_device(name: str | None) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError([f"--device {name}: only {torch.cuda.device_count()} here"])
+    return _with_code(device)
+
+
+def _with_code(device: torch.device) -> torch.device:
+    if device.type == "cuda" and (reason := why_without_code(device)) is not None:
+        raise UsageError([f"--device {device}: {reason}, or say --device cpu"])
     return device
 
 
-def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
-    """What --dtype names, by itself bfloat16 on a GPU and float32 on a CPU."""
-    name = name or ("bfloat16" if device.type == "cuda" else "float32")
-    return DTYPES[name]
+def precision_of(name: str | None, device: torch.device) -> Precision:
+    """What --dtype names; auto, or None, is the fastest that `device` computes natively."""
+    if name in (None, AUTO):
+        return fastest_precision(device)
+    return Precision(DTYPES[name], "as --dtype says")
 
 
-def read_fine_tuned(path: Path) -> dict:
-    """The content of a NAME-ckpt.pt. Raises RunError where it is damaged, or another file."""
-    saved = read_whole(path)
+def words_about_precision(
+    name: str | None, precision: Precision, device: torch.device
+) -> str | None:
+    """What was chosen by itself and why, or a warning of one that is only emulated here."""
+    if name in (None, AUTO):
+        return f"precision: {precision.name} ({precision.reason})"
+    return emulation_warning(name, device)
+
+
+def emulation_warning(name: str | None, device: torch.device) -> str | None:
+    """A warning where --dtype names a precision that `device` only emulates, or None."""
+    reason = None if name in (None, AUTO) else why_emulated(DTYPES[name], device)
+    if reason is None:
+        return None
+    fastest = fastest_precision(device).name
+    return f"warning: --dtype {name}: {reason} and only emulates it; {fastest} is faster here"
+
+
+def fine_tuned_file(path: Path) -> Path:
+    """Return the NAME-ckpt.pt that a path means: itself, the one in a run's folder, or the one
+    beside a save to resume from.
+
+    Raises RunError where a folder has none or several, and for a save without its model.
+    """
+    if path.is_dir():
+        return _fine_tuned_file_of_run(path)
+    match = re.fullmatch(r"(.+)-(last|prev)\.pt", path.name)
+    if match is None:
+        return path
+    best = path.with_name(f"{match[1]}{FINE_TUNED_ENDING}")
+    if not best.is_file():
+        raise RunError(
+            f"{path}: a save to resume from, and the model would be {best}, which is not there: "
+            "the run has not been evaluated yet"
+        )
+    print(f"note: {path} is a save to resume from; {best} is its best model", file=sys.stderr)
+    return best
+
+
+def _fine_tuned_file_of_run(folder: Path) -> Path:
+    found = sorted(folder.glob(f"*{FINE_TUNED_ENDING}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise RunError(f"{folder}: a folder with several models ({names}): name one of them")
+    begun = any(folder.glob("*-last.pt")) or (folder / "config.yaml").exists()
+    why = "its run has not been evaluated yet" if begun else "expected the folder of a run"
+    raise RunError(f"{folder}: a folder without a model (NAME{FINE_TUNED_ENDING}): {why}")
+
+
+def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
+    """The content of a NAME-ckpt.pt; `mapped` as of `read_whole`. Raises RunError where it is
+    damaged, or another file."""
+    saved = read_whole(path, mapped)
+    if isinstance(saved, dict) and saved.get("kind") == SAVE_KIND:
+        raise RunError(
+            f"{path}: a save to resume from, not a model; give the NAME{FINE_TUNED_ENDING} that "
+            "its run left"
+        )
     if not isinstance(saved, dict) or saved.get("kind") != FINE_TUNED_KIND:
         raise RunError(f"{path}: not a fine-tuned checkpoint of this project")
     return saved
@@ -237,23 +296,25 @@ class XNLIClassifier:
         device: str | None = None,
         dtype: str | None = None,
         max_tokens: int = EVALUATION_TOKENS,
+        mapped: bool = False,
     ) -> XNLIClassifier:
-        """The model of a NAME-ckpt.pt, which is all that it needs.
+        """The model of a NAME-ckpt.pt, or of the folder of a run: all that it needs.
 
         `device` and `dtype` are named as by --device and --dtype, with the same defaults;
-        `max_tokens` are those of one forward pass. Raises RunError for a file that is damaged or
-        no checkpoint of ours, and UsageError for a device or dtype that is not there.
+        `max_tokens` are those of one forward pass; `mapped` as of `read_whole`. Raises RunError for
+        a file that is damaged or no checkpoint of ours, and UsageError for a device or dtype that
+        is not there.
         """
         target = device_of(device)
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError([f"dtype {dtype}: expected {' or '.join(DTYPES)}"])
-        path = Path(path)
-        saved = read_fine_tuned(path)
+        path = fine_tuned_file(Path(path))
+        if dtype not in (None, AUTO, *DTYPES):
+            raise UsageError([f"dtype {dtype}: expected {' or '.join((AUTO, *DTYPES))}"])
+        saved = read_fine_tuned(path, mapped)
         return cls(
             model_of_saved(saved, path).to(target),
             encoding_of_saved(saved, path),
             saved["classes"],
-            dtype_of(dtype, target),
+            precision_of(dtype, target).dtype,
             max_tokens,
         )
 
@@ -322,6 +383,11 @@ class XNLIClassifier:
             self.model, split, groups, len(self.classes), self.dtype, None
         )
         return logits
+
+
+def datasets_in_name(checkpoint: Path) -> list[str]:
+    """The sets that a file was fine-tuned on by its name: NAME-ckpt.pt, or NAME+NAME-ckpt.pt."""
+    return checkpoint.stem.removesuffix("-ckpt").split("+")
 
 
 def model_of_saved(saved: dict, path: Path) -> GPTClassification:

@@ -25,14 +25,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
-from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import EvaluationError
-from export import ExportError, export_checkpoint
-from inference import MACHINE_FLAGS, Prediction, XNLIClassifier, device_of
-from training import RunError, save_atomically, set_up_libraries
-from xnli_data import SEPARATORS, DataError
+from xnli_gpt.flags import (
+    MACHINE_FLAGS,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+from xnli_gpt.processors import set_up_libraries
 
 FILE_KINDS = ("jsonl", "csv", "tsv")
 # Pairs that are in memory at once; the first chunk is small, so that a pipe soon gives something.
@@ -41,8 +43,14 @@ EXIT_INTERRUPTED = 130
 
 FLAGS: FlagGroups = {
     "model": (
-        Flag("checkpoint", str, None, "the NAME-ckpt.pt of a run; all that is needed"),
-        Flag("export", str, None, "write a folder that transformers loads, and predict nothing"),
+        Flag(
+            "checkpoint",
+            Path,
+            None,
+            "NAME-ckpt.pt of a run, or its folder; all that is needed",
+            must_exist=True,
+        ),
+        Flag("export", Path, None, "write a folder that transformers loads, and predict nothing"),
     ),
     "one pair": (
         Flag("premise", str, None, "its premise"),
@@ -51,12 +59,13 @@ FLAGS: FlagGroups = {
     "many pairs": (
         Flag(
             "input",
-            str,
+            Path,
             None,
             "a .jsonl, .csv or .tsv file; default what is piped in: jsonl, tsv with a header, or "
             "lines of premise, tab, hypothesis",
+            must_exist=True,
         ),
-        Flag("output", str, None, "a .jsonl, .csv or .tsv file; default standard output"),
+        Flag("output", Path, None, "a .jsonl, .csv or .tsv file; default standard output"),
         Flag(
             "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
         ),
@@ -72,6 +81,18 @@ FLAGS: FlagGroups = {
     "machine": MACHINE_FLAGS,
 }
 DESCRIPTION = "Predict the classes of premise-hypothesis pairs with a fine-tuned checkpoint."
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS)
+    set_up_libraries()
+
+from tqdm import tqdm
+
+from evaluation import EvaluationError
+from export import ExportError, export_checkpoint
+from inference import Prediction, XNLIClassifier, device_of, emulation_warning
+from training import RunError, save_atomically
+from xnli_data import SEPARATORS, DataError
 
 
 @dataclass(frozen=True)
@@ -407,20 +428,22 @@ def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextI
 
 def predict_many(
     args: argparse.Namespace, classifier: XNLIClassifier, source: PairSource, bad: BadRows
-) -> None:
-    """All pairs of the source, to --output or standard output."""
+) -> int:
+    """All pairs of the source, to --output or standard output; returns how many went to a file."""
     if args.output is None:
         with standard_output() as out:
             _write_predictions(args, classifier, source, bad, out)
-        return
+        return 0
+    counts = []
 
     def write(partial: Path) -> None:
         # A lone surrogate in a field that is merely handed on is written as its JSON escape.
         options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with open(partial, "w", **options) as out:
-            _write_predictions(args, classifier, source, bad, out)
+            counts.append(_write_predictions(args, classifier, source, bad, out))
 
     save_atomically(Path(args.output), write)
+    return counts[0]
 
 
 def _write_predictions(
@@ -429,7 +452,7 @@ def _write_predictions(
     source: PairSource,
     bad: BadRows,
     out: TextIO,
-) -> None:
+) -> int:
     kind = source.kind
     if args.output is not None:
         kind = _kind_of(Path(args.output))
@@ -447,6 +470,7 @@ def _write_predictions(
     if not written:
         found = f"none of {bad.count} rows can be used" if bad.count else "no pairs"
         raise DataError(f"{source.name}: {found}, expected at least one")
+    return written
 
 
 def _progress_bar(source: PairSource, out: TextIO) -> tqdm:
@@ -476,22 +500,31 @@ def run(args: argparse.Namespace) -> None:
     """What a checked command line asks for."""
     if args.export is not None:
         export_checkpoint(Path(args.checkpoint), Path(args.export))
+        print(f"exported: {args.export} (model, tokenizer, code and model card)")
         return
     classifier = XNLIClassifier.load(
-        args.checkpoint, args.device, args.dtype, args.max_tokens_per_batch
+        args.checkpoint,
+        args.device,
+        args.dtype,
+        args.max_tokens_per_batch,
+        mapped=args.premise is not None,
     )
+    if warning := emulation_warning(args.dtype, device_of(args.device)):
+        print(warning, file=sys.stderr)
     if args.premise is not None:
         with standard_output() as out:
             predict_one(args, classifier, out)
         return
     bad = BadRows(args.bad_rows)
     with opened_pairs(args, bad) as source:
-        predict_many(args, classifier, source, bad)
+        written = predict_many(args, classifier, source, bad)
+    if args.output is not None:
+        skipped = f", {bad.count} rows skipped" if bad.count else ""
+        print(f"predictions: {args.output} ({written} pairs{skipped})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    set_up_libraries()
 
     def work() -> None:
         args, problems = parse_flags(DESCRIPTION, FLAGS, argv)

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -31,11 +31,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-SPLITS = ("train", "validation", "test")
+from xnli_gpt.choices import SPLITS, TEMPLATES
+from xnli_gpt.data.names import XNLI_LANGUAGES, nearest_dataset, problem_of_dataset
+
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}
 HUB_XNLI = "facebook/xnli"
-XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
 TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
@@ -44,12 +45,6 @@ ENCODE_CHUNK = 1024
 JOIN_CHUNK = 65536
 MAX_LISTED = 5
 LONGEST_SHOWN = 200
-
-# What stands around the two texts; pretraining put the end-of-text token before every document.
-TEMPLATES = {
-    "documents": ("end_of_text", "premise", "end_of_text", "hypothesis", "end_of_text"),
-    "group": ("premise", "end_of_text", "hypothesis"),
-}
 
 BuiltinDataset = Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]
 
@@ -81,10 +76,11 @@ class PairEncoding:
     """How two texts become one row of token ids."""
 
     tokenizer: Tokenizer
-    tokenizer_hash: str
+    tokenizer_hash: str  # of `hash_of_tokenizer`: the same everywhere that it is named
     end_of_text: int
     template: str
     block_size: int
+    file_hash: str = ""  # SHA-256 of the file's bytes, which older runs named it by
 
     @property
     def num_special_tokens(self) -> int:
@@ -196,6 +192,11 @@ def dataset_names(datasets: Sequence[str]) -> list[str]:
     return names
 
 
+def is_xnli(dataset: str) -> bool:
+    """Return whether a name is that of one of XNLI's sets, or of all."""
+    return dataset in ("hindi_xnli", "xnli_all", *(f"xnli_{code}" for code in XNLI_LANGUAGES))
+
+
 def short_name(dataset: str) -> str:
     """A dataset's name in files and tables: the last part of its path."""
     path = Path(dataset)
@@ -244,7 +245,7 @@ def load_pair_encoding(
     template alone decides what a row is. Raises DataError for a file that is no tokenizer or has
     no end-of-text token.
     """
-    path = _find_tokenizer(tokenizer_name, tokenizer_dir)
+    path = find_tokenizer(tokenizer_name, tokenizer_dir)
     return pair_encoding(path.read_bytes(), template, block_size, name=str(path))
 
 
@@ -277,8 +278,21 @@ def pair_encoding(
             f"{name}: has none of the end-of-text tokens {' '.join(END_OF_TEXT_TOKENS)}; "
             "add the one that pretraining put before every document"
         )
-    digest = hashlib.sha256(tokenizer_json).hexdigest()
-    return PairEncoding(tokenizer, digest, end_of_text, template, block_size)
+    file_hash = hashlib.sha256(tokenizer_json).hexdigest()
+    return PairEncoding(
+        tokenizer, hash_of_tokenizer(tokenizer), end_of_text, template, block_size, file_hash
+    )
+
+
+def hash_of_tokenizer(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 of a tokenizer as it is used here: of what the library writes of it, with
+    its keys in order, without truncation, padding, post-processing and dropout.
+
+    So the file of the pretraining, the copy in a fine-tuned checkpoint, and the same file indented
+    in another way have one hash.
+    """
+    content = json.loads(tokenizer.to_str())
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -376,6 +390,8 @@ def _find_source(
     name, config = _hub_name(request)
     folder = _local_folder(request)
     if folder is None:
+        if problem := problem_of_dataset(request.dataset):
+            raise DataError(problem)
         return _hub_source(name, config, request, cache_dir)
     if (folder / "dataset_dict.json").exists():
         return _saved_source(folder, request)
@@ -385,19 +401,17 @@ def _find_source(
         )
     if _split_files(folder):
         return _files_source(folder, request, cache_dir)
+    if config is None and is_xnli(folder.name):
+        # The whole path of a copy means what its name alone does.
+        config = _hub_name(replace(request, dataset=folder.name))[1]
     return _repository_source(folder, config, request, cache_dir)
 
 
 def _hub_name(request: DataRequest) -> tuple[str, str | None]:
     language = {"hindi_xnli": "hi"}.get(request.dataset)
     match = re.fullmatch(r"xnli_([a-z]{2})", request.dataset)
-    if match:
+    if match and match[1] in XNLI_LANGUAGES:
         language = match[1]
-        if language not in XNLI_LANGUAGES:
-            raise DataError(
-                f"--dataset {request.dataset}: XNLI has no language {language}, "
-                f"expected one of {' '.join(XNLI_LANGUAGES)}"
-            )
     if language:
         return HUB_XNLI, request.dataset_config or language
     return request.dataset, request.dataset_config
@@ -723,15 +737,17 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
     # The errors of the HTTP library below `datasets` have no base of their own.
     except Exception as error:
         reason = _reason(error)
+        meant = None if "/" in name else nearest_dataset(name)
+        perhaps = "" if meant is None else f"; did you mean {meant}?"
         if online:
             raise DataError(
                 f"--dataset {request.dataset}: can't load {name} ({reason}); check the name and "
-                "the network, or give a local folder as --dataset"
+                f"the network, or give a local folder as --dataset{perhaps}"
             ) from error
         raise DataError(
             f"--dataset {request.dataset}: no network, and {name} is not in the cache of datasets; "
             "run the same command with --prepare_only where there is network (and the same "
-            "HF_HOME), or give a local folder as --dataset"
+            f"HF_HOME), or give a local folder as --dataset{perhaps}"
         ) from error
     files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]
     digest = _hash_files(sorted(files), None)
@@ -958,7 +974,8 @@ def _shown(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
-def _find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
+def find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
+    """Return the file that a path, or a name in `tokenizer_dir`, means; raises DataError."""
     places = [Path(name)]
     if tokenizer_dir is not None:
         places += [Path(tokenizer_dir) / name, Path(tokenizer_dir) / f"{name}.json"]

@@ -15,6 +15,11 @@ import sys
 import time
 from pathlib import Path
 
+from xnli_gpt.processors import set_up_libraries
+
+if __name__ == "__main__":
+    set_up_libraries()
+
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -23,7 +28,7 @@ from torch import Tensor, nn
 import demo_grammar
 from load_checkpoint_helper import SHARD_HEADER_INTS, SHARD_MAGIC, lm_check
 from model import GPTBatched, GPTConfig, next_multiple
-from training import LineTimes, learning_rate_factor, set_up_libraries
+from training import LineTimes, learning_rate_factor
 
 END_OF_TEXT = "<ENDOFTEXT>"
 # Letters keep their vowel signs: the default byte-level pattern would cut words at them.
@@ -194,7 +199,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the demo's tokenizer and checkpoint.")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    set_up_libraries()
     print(make_demo(folder))
     return 0
 

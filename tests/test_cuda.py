@@ -214,6 +214,31 @@ def test_varlen_refuses_an_example_for_which_a_window_binds(model):
         model(packed(examples_of(LENGTHS)))
 
 
+@pytest.mark.parametrize("backend", ["flex", "varlen"])
+@pytest.mark.parametrize("left_over", [0.0, 1e4, float("nan")])
+def test_the_filler_leaves_gradients_alone_whatever_memory_held(model, backend, left_over):
+    """A gradient that no kernel writes is what the allocator's block held before."""
+    examples = examples_of([61, 40, 77, 50])
+    row, without_filler = packed(examples), PackedRow.of(torch.cat(examples), [61, 40, 77, 50])
+    assert len(row.input_ids) > len(torch.cat(examples))
+    model.pretrained_model.row_attention = backend
+
+    def gradients(row):
+        torch.cuda.empty_cache()
+        sizes = (1 << 12, 1 << 15, 1 << 20)
+        held = [torch.full((n,), left_over, device=DEVICE) for n in sizes for _ in range(256)]
+        del held
+        with autocast(DEVICE.type, torch.bfloat16):
+            logits = model(row)
+        return with_gradients(model, logits)[1]
+
+    expected, found = gradients(without_filler.to(DEVICE)), gradients(row)
+    for name, gradient in expected.items():
+        if "blocks" in name:
+            close = torch.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0)
+            assert close > 0.99, f"{name}: {close}"
+
+
 # Compiled code
 
 

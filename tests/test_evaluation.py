@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import f1_score, fbeta_score, recall_score
 
 from evaluation import (
-    METRICS,
     NEGATIONS,
     SCORES,
     EvaluationError,
@@ -38,6 +37,7 @@ from evaluation import (
     word_overlap,
     words_of,
 )
+from xnli_gpt.choices import METRICS
 
 CLASSES = ("entailment", "neutral", "contradiction")
 
@@ -280,6 +280,41 @@ def test_one_premise_gives_no_interval():
     assert comparison["accuracy"]["interval"] is None and comparison["accuracy"]["p"] is None
 
 
+def scored_alike(answers: list[int], num_premises: int = 20) -> ScoredSplit:
+    """Three rows a premise, one of each class; every model gives all of them its own answer."""
+    scored = scored_at_random(1, num_premises, models=len(answers))
+    logits = np.stack([logits_predicting([answer] * (3 * num_premises)) for answer in answers])
+    # What is no answer may vary.
+    noise = np.random.default_rng(0).uniform(0, 0.1, logits.shape)
+    return replace(scored, logits=(logits + noise).astype(np.float32))
+
+
+@pytest.mark.parametrize("answers", [[1], [0, 1, 2]])
+def test_a_model_that_answers_one_class_alone_gets_no_interval_of_zero_width(answers):
+    scored = scored_alike(answers)
+    metrics = split_metrics(scored, resamples=100)
+    assert metrics["accuracy"] == pytest.approx(1 / 3)
+    assert metrics["intervals"]["accuracy"] is None and metrics["intervals"]["macro_f1"] is None
+    assert {cut["interval"] for cut in metrics["slices"]["premise_length"]} == {None}
+    # The loss differs from row to row, and so do draws of premises.
+    low, high = metrics["intervals"]["loss"]
+    assert low < metrics["loss"] < high
+    sets = {"a": scored, "b": scored}
+    average = macro_average(dict.fromkeys(sets, metrics), sets, resamples=100)
+    assert average["intervals"]["accuracy"] is None
+    other = {"a": scored_alike([2])}
+    comparison = compare({"a": scored}, other, resamples=100)["datasets"]["a"]
+    assert comparison["accuracy"]["interval"] is None
+    assert comparison["accuracy"]["difference"] == pytest.approx(0)
+
+
+def test_one_class_alone_on_rows_of_unequal_labels_keeps_its_interval():
+    scored = scored_by_hand([str(i) for i in range(30)], [True] * 30)
+    labels = np.array([0, 0, 1] * 10)
+    low, high = split_metrics(replace(scored, labels=labels), 200)["intervals"]["accuracy"]
+    assert low < 2 / 3 < high
+
+
 def test_the_macro_average_is_the_mean_of_datasets():
     sets = {"a": scored_at_random(1), "b": scored_at_random(2, skill=2.0)}
     metrics = {name: split_metrics(one, resamples=100) for name, one in sets.items()}
@@ -318,6 +353,36 @@ def test_figures_over_seeds_equal_those_worked_out_by_hand():
     # t(0.975, 2 degrees of freedom) = 4.302653
     half = 4.302653 * figures["std"] / math.sqrt(3)
     assert figures["interval"] == pytest.approx([0.73 - half, 0.73 + half], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metric, values, expected",
+    [
+        ("accuracy", [0.90, 0.99], [None, 1.0]),
+        ("macro_f1", [0.02, 0.10], [0.0, None]),
+        ("loss", [0.1, 1.9], [0.0, None]),
+    ],
+)
+def test_intervals_over_seeds_stay_within_what_a_metric_can_be(metric, values, expected):
+    low, high = over_seeds(values, metric)["interval"]
+    assert expected[0] is None or low == expected[0]
+    assert expected[1] is None or high == expected[1]
+    assert low < np.mean(values) < high
+    assert metric != "loss" or high > 1
+
+
+def test_seeds_of_the_same_value_give_no_interval():
+    assert over_seeds([0.4, 0.4, 0.4])["interval"] is None
+
+
+def test_a_difference_over_seeds_stays_within_what_it_can_be():
+    """Two seeds a side, of which one answers as the labels are and one the contrary."""
+    good, bad = (scored_at_random(3, skill=skill) for skill in (9.0, -9.0))
+    mixed = replace(good, logits=np.concatenate([good.logits, bad.logits]))
+    second = scored_at_random(4, models=2)
+    figures = compare({"a": mixed}, {"a": second}, resamples=100)["datasets"]["a"]
+    assert figures["accuracy"]["over_seeds"]["interval"] == [-1.0, 1.0]
+    assert max(figures["loss"]["over_seeds"]["interval"]) > 1
 
 
 def test_mcnemar_of_few_discordant_pairs_is_the_exact_binomial_test():

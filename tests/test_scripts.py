@@ -12,10 +12,10 @@ import pytest
 import torch
 from shell import ROOT, make_venv, stub
 
-import evaluation
 import finetune_hindi_xnli as finetune
 from load_checkpoint_helper import lm_check, load_pretrained_checkpoint, read_token_shard
 from scripts import make_demo
+from xnli_gpt import choices
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.slurm")])
 JOBS = [path for path in SCRIPTS if path.suffix == ".slurm"]
@@ -411,7 +411,7 @@ def test_gathering_takes_the_lowest_loss(tmp_path):
 def test_gathering_knows_the_metrics_of_the_program():
     from scripts import gather_sweep
 
-    assert gather_sweep.METRICS == evaluation.METRICS
+    assert gather_sweep.METRICS == choices.METRICS
 
 
 def test_gathering_nothing_fails(tmp_path):
@@ -542,5 +542,5 @@ def test_demo_leaves_the_files_that_the_readme_lists(demo):
     assert left <= named
     # A run of minutes is saved once: there is no save before the last.
     files = {"-ckpt.pt", "-last.pt", "config.yaml", "metrics.jsonl", "results.json", "report.html"}
-    files |= {"report.md", "figures", "predictions.jsonl", ".lock"}
+    files |= {"report.md", "figures", "predictions.jsonl", "steps.jsonl", ".lock"}
     assert left == {f"demo{name}" if name.startswith("-") else name for name in files}

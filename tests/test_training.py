@@ -9,8 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
+import training
 from evaluation import is_better
 from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
@@ -836,7 +838,7 @@ def test_prefetching_keeps_the_order_and_makes_few_ahead():
     for taken, item in enumerate(prefetched(items(), 3), start=1):
         assert item == taken - 1
         if taken in (1, 5):
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + HANG_S
             while len(made) < taken + 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.05)
@@ -868,10 +870,8 @@ def test_closing_a_prefetching_generator_stops_its_thread(taken):
     for _ in range(taken):
         next(items)
     assert threading.active_count() == threads + 1
-    started = time.monotonic()
     items.close()
     assert threading.active_count() == threads
-    assert time.monotonic() - started < 5
 
 
 def on_meta(layers: int, width: int) -> GPTClassification:
@@ -969,3 +969,17 @@ def test_an_evaluation_is_announced_where_it_may_be_long(model, capsys, monkeypa
     monkeypatch.undo()
     Run(model, recipe_of(num_steps=4, eval_interval=2))
     assert capsys.readouterr().out.count("evaluating on the validation split") == 1
+
+
+def test_a_loss_that_nobody_has_looked_at_is_not_told_as_nan(capsys):
+    """On a GPU losses are looked at some steps late, and evaluations clear those of before."""
+    progress = Progress(step=1)
+    with training._ProgressLine(num_steps=3, first_step=0) as line:
+        line.show(progress, epoch=0.1)
+        progress.step, progress.losses = 2, [0.5]
+        line.times = training.LineTimes()
+        line.show(progress, epoch=0.2)
+        progress.step, progress.losses = 3, []
+        line.show(progress, epoch=0.3)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "loss" not in first and "loss 0.5000" in last
