@@ -24,6 +24,7 @@ import pickle
 import re
 import struct
 import sys
+import threading
 import warnings
 import zipfile
 import zlib
@@ -733,6 +734,11 @@ def _read_storages(
         return {storage for storage, is_bad in bad if is_bad}
 
 
+# Threads that open entries at the same time move each other's place in the file: Python from 3.11.8
+# and 3.12.2 on may then take a whole file for one of overlapping entries.
+_HEADERS = threading.Lock()
+
+
 def _stored_pieces(
     path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
 ) -> Iterator[memoryview]:
@@ -740,7 +746,7 @@ def _stored_pieces(
     the entry is not at its place, or the file ends early."""
     with _reading(path), open(path, "rb") as file:
         try:
-            with archive.open(entry):
+            with _HEADERS, archive.open(entry):
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return

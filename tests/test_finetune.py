@@ -130,7 +130,8 @@ def test_config_yaml_tells_what_was_run(trained, assets):
     assert set(config["flags"]) == {flag.name for flag in FLAGS}
     assert config["flags"]["backbone_lr_scale"] == 0.5
     assert config["flags"]["weight_decay"] == 0.01
-    assert config["versions"]["torch"] == torch.__version__
+    # A package's version may be without what was built in, as in 2.13.0+cu130.
+    assert torch.__version__.startswith(config["versions"]["torch"])
     assert config["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
     assert len(config["data"]["content_sha256"]["pairs"]) == 64
     assert config["data"]["classes"] == list(LABELS)

@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -424,6 +425,25 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG_S
     )
+
+
+def test_headers_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """Those who read two at a time take a whole file for a damaged one, once in a while."""
+    opened, at_work, most = zipfile.ZipFile.open, [], []
+
+    def open_slowly(self, *args, **options):
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.01)
+        try:
+            return opened(self, *args, **options)
+        finally:
+            at_work.pop()
+
+    path = tiny_file(tmp_path, "medium")
+    monkeypatch.setattr(zipfile.ZipFile, "open", open_slowly)
+    inspect_checkpoint(path)
+    assert max(most) == 1 and len(most) > 10
 
 
 class Saboteur:
