@@ -126,9 +126,9 @@ MOST_SHARING = 8
 # disk while others compute the checksum.
 PIECE_BYTES = 1 << 20
 READERS = 4
-# Python 3.12.3, for one, takes entries for overlapping that threads open at once
-# (python/cpython#127847).
-_ONE_HEADER_AT_A_TIME = threading.Lock()
+# Threads that open entries at the same time move each other's place in the file: Python from 3.11.8
+# and 3.12.2 on may then take a whole file for one of overlapping entries.
+_HEADERS = threading.Lock()
 
 SHARD_MAGIC = 20240520
 SHARD_HEADER_INTS = 256
@@ -819,7 +819,7 @@ def _stored_pieces(
     the entry is not at its place, or the file ends early."""
     with _reading(path), open(path, "rb") as file:
         try:
-            with _ONE_HEADER_AT_A_TIME, archive.open(entry):
+            with _HEADERS, archive.open(entry):
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return
