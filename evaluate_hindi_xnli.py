@@ -35,8 +35,9 @@ from xnli_gpt.flags import (
     parse_flags,
     refuse_wrong_words,
 )
+from xnli_gpt.processors import set_up_libraries
 
-DEFAULT_DATASET = "hindi_xnli"
+TEXT_COLUMNS, LABEL_COLUMN = ["premise", "hypothesis"], "label"
 PREDICTIONS_FILE = "predictions.jsonl"
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 TABLE_SCORES = ("macro_f1", "macro_f2", "macro_recall", "loss", "ece")
@@ -50,7 +51,7 @@ FLAGS: FlagGroups = {
             "checkpoint",
             Path,
             None,
-            "NAME-ckpt.pt of a run, or of several seeds",
+            "NAME-ckpt.pt of a run, or the run's folder; of several seeds, each",
             count="+",
             must_exist=True,
         ),
@@ -70,6 +71,13 @@ FLAGS: FlagGroups = {
             count="+",
             must_exist=True,
         ),
+        Flag(
+            "names",
+            str,
+            None,
+            "of the two sides of --compare; default what differs between their paths",
+            count=2,
+        ),
         Flag("hypothesis_only", bool, False, "also train a baseline that never sees a premise"),
     ),
     "data": (
@@ -78,7 +86,8 @@ FLAGS: FlagGroups = {
             Path,
             None,
             "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder, or a name on the "
-            f"Hub; by itself {DEFAULT_DATASET}, with predictions alone what they hold",
+            "Hub; default the data that the checkpoint was fine-tuned on, with predictions alone "
+            "what they hold",
             count="+",
             metavar="NAME",
         ),
@@ -86,9 +95,19 @@ FLAGS: FlagGroups = {
         Flag("dataset_config", str, None, "configuration of a Hub dataset"),
         Flag("data_dir", Path, None, "folder that holds the datasets, or a copy of a repository"),
         Flag(
-            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
+            "text_column",
+            str,
+            None,
+            f"columns of premise, hypothesis; default {' '.join(TEXT_COLUMNS)}, without --dataset "
+            "those of the run",
+            count=2,
         ),
-        Flag("label_column", str, "label", "column of the label"),
+        Flag(
+            "label_column",
+            str,
+            None,
+            f"column of the label; default {LABEL_COLUMN}, without --dataset that of the run",
+        ),
         Flag(
             "block_size",
             int,
@@ -120,6 +139,7 @@ def problems_of_names(args: argparse.Namespace) -> list[str]:
 
 if __name__ == "__main__":
     refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    set_up_libraries()
 
 import numpy as np
 import torch
@@ -144,15 +164,17 @@ from evaluation import (
     write_predictions,
 )
 from inference import (
+    FINE_TUNED_ENDING,
     device_of,
     encoding_of_saved,
+    fine_tuned_file,
     model_of_saved,
     precision_of,
     read_fine_tuned,
     split_logits,
     words_about_precision,
 )
-from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
+from training import RunError, own_folder, save_atomically, save_json
 from xnli_data import (
     DataError,
     DataRequest,
@@ -160,11 +182,15 @@ from xnli_data import (
     EncodedSplit,
     PairEncoding,
     dataset_names,
+    is_xnli,
     load_encoded,
     load_texts,
     short_name,
 )
 from xnli_gpt.devices import Precision
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.evaluation.sides import names_of_sides
+from xnli_gpt.own_data import OwnData, own_data_of
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 
@@ -177,6 +203,7 @@ class Source:
     facts: dict  # for results.json
     classes: tuple[str, ...]
     encoding: PairEncoding | None = None
+    own_data: OwnData | None = None  # what a checkpoint was fine-tuned on
     predicted: dict[str, PredictedRows] | None = None
 
 
@@ -227,21 +254,23 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
 
     device = attempt(device_of, args.device)
     attempt(_check_out_dir, Path(args.out_dir))
-    names = attempt(dataset_names, args.dataset or [DEFAULT_DATASET])
+    if args.dataset is not None:
+        attempt(dataset_names, args.dataset)
     readers = {"checkpoint": _checkpoint_sources, "predictions": _prediction_sources}
     first = [
         attempt(read, Path(path), args)
         for flag, read in readers.items()
         for path in getattr(args, flag) or ()
     ]
-    second = [attempt(_sources_of, Path(path), args) for path in args.compare or ()]
+    second = [attempt(_compared_sources, Path(path), args) for path in args.compare or ()]
     if problems:
         raise UsageError(problems)
     first, second = [sum(group, []) for group in (first, second)]
+    _set_data(args, [*first, *second])
     for group in (first, second):
         _require_one_recipe(group)
     _require_same_classes(first + second)
-    rows = _load_rows(args, names, first, second)
+    rows = _load_rows(args, first, second)
     encoded = _encode_for(args, first + second, rows)
     return Inputs(device, precision_of(args.dtype, device), first, second, rows, encoded)
 
@@ -252,6 +281,10 @@ def _problems_of_choice(args: argparse.Namespace) -> list[str]:
         problems.append("--checkpoint or --predictions is needed: what is to be scored")
     if args.checkpoint is not None and args.predictions is not None:
         problems.append("--checkpoint and --predictions: expected one of them; see --compare")
+    if args.names is not None and args.compare is None:
+        problems.append("--names: needs --compare, whose two sides it names")
+    if args.names is not None and args.names[0] == args.names[1]:
+        problems.append(f"--names {' '.join(args.names)}: the same name for both sides")
     if args.hypothesis_only and args.checkpoint is None and args.dataset is None:
         problems.append("--hypothesis_only: needs --dataset, whose train split it learns from")
     return problems
@@ -273,8 +306,12 @@ def _check_out_dir(folder: Path) -> None:
         )
 
 
-def _sources_of(path: Path, args: argparse.Namespace) -> list[Source]:
-    """What --compare names may be either."""
+def _compared_sources(path: Path, args: argparse.Namespace) -> list[Source]:
+    """What --compare names may be either; of a run's folder, what the other side is."""
+    is_run = path.is_dir() and any(path.glob(f"*{FINE_TUNED_ENDING}"))
+    has_predictions = (path / PREDICTIONS_FILE).is_file()
+    if is_run and not (args.predictions and has_predictions):
+        return _checkpoint_sources(path, args)
     if path.is_dir() or path.suffix == ".jsonl":
         return _prediction_sources(path, args)
     return _checkpoint_sources(path, args)
@@ -282,6 +319,7 @@ def _sources_of(path: Path, args: argparse.Namespace) -> list[Source]:
 
 def _checkpoint_sources(path: Path, args: argparse.Namespace) -> list[Source]:
     """A fine-tuned checkpoint without its weights: only one model at a time is in memory."""
+    path = fine_tuned_file(path)
     saved = _read_saved(path, args.block_size)
     model_of_saved(saved, path)
     encoding = encoding_of_saved(saved, path)
@@ -298,7 +336,49 @@ def _checkpoint_sources(path: Path, args: argparse.Namespace) -> list[Source]:
         "block_size": saved["block_size"],
         "tokenizer_sha256": encoding.tokenizer_hash,
     }
-    return [Source(path, facts, tuple(saved["classes"]), encoding=encoding)]
+    own_data = own_data_of(path, saved)
+    return [Source(path, facts, tuple(saved["classes"]), encoding, own_data)]
+
+
+def _set_data(args: argparse.Namespace, sources: Sequence[Source]) -> None:
+    """Fill in what --dataset and its like leave open: the data that the checkpoints were
+    fine-tuned on, then the defaults. Raises DataError where that is not known, or not one."""
+    fine_tuned = [source for source in sources if source.own_data is not None]
+    if args.dataset is None and fine_tuned:
+        own = fine_tuned[0].own_data
+        for source in fine_tuned[1:]:
+            if source.own_data != own:
+                raise DataError(
+                    f"{source.path}: was fine-tuned on other data than {fine_tuned[0].path}; say "
+                    "by --dataset what they are scored on"
+                )
+        args.dataset = _own_datasets(own, fine_tuned[0].path, args.data_dir)
+        for name in ("dataset_config", "data_dir", "text_column", "label_column"):
+            if getattr(args, name) is None:
+                setattr(args, name, getattr(own, name))
+        print(f"note: no --dataset, so the run's own data: {' '.join(args.dataset)}")
+    args.text_column = args.text_column or TEXT_COLUMNS
+    args.label_column = args.label_column or LABEL_COLUMN
+
+
+def _own_datasets(own: OwnData, path: Path, data_dir: str | None) -> list[str]:
+    """The names of a run's data, found where they were; within `data_dir`, where it is given."""
+    if data_dir is not None:
+        return [short_name(name) for name in own.dataset]
+    for name in own.dataset:
+        if own.data_dir is not None or name in BUILTIN_DATASETS or is_xnli(name):
+            continue
+        if not own.is_recorded:
+            raise DataError(
+                f"{path}: was fine-tuned on {name}, and does not say where that is; name it by "
+                "--dataset"
+            )
+        if os.path.isabs(name) and not Path(name).is_dir():
+            raise DataError(
+                f"{path}: was fine-tuned on {name}, which is no folder here; say by --dataset "
+                "where the data is"
+            )
+    return own.dataset
 
 
 def _read_saved(path: Path, block_size: int | None) -> dict:
@@ -360,17 +440,15 @@ def _require_same_classes(sources: Sequence[Source]) -> None:
 
 def _load_rows(
     args: argparse.Namespace,
-    datasets: Sequence[str],
     first: Sequence[Source],
     second: Sequence[Source],
 ) -> dict[str, Rows]:
     """The rows of every dataset, in the data's order."""
-    any_checkpoint = any(source.encoding is not None for source in [*first, *second])
-    if args.dataset is None and not any_checkpoint:
+    if args.dataset is None:
         return _rows_of_predictions(first[0])
     classes = first[0].classes
     rows = {}
-    for dataset in datasets:
+    for dataset in dataset_names(args.dataset):
         request = _request(args, dataset, classes, (args.split,))
         texts = _texts_of(request, args.cache_dir, first[0].path)[args.split]
         absent = ", ".join(name for i, name in enumerate(classes) if i not in texts.labels)
@@ -564,6 +642,8 @@ def results_of(
         results["seeds"] = _seeds(inputs.first, scored)
     if compared is not None:
         results["comparison"] = {
+            "names": args.names
+            or names_of_sides(*([s.path for s in side] for side in (inputs.first, inputs.second))),
             "checkpoints": [source.facts for source in inputs.second],
             **compare(scored, compared, **draws),
         }
@@ -614,11 +694,10 @@ def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> 
     from report import write_report  # matplotlib is for those who want a report
 
     comparison = results.get("comparison")
-    if comparison is not None:
-        comparison = comparison | {"names": [_side(inputs.first), _side(inputs.second)]}
+    title = _side(inputs.first) if comparison is None else " against ".join(comparison["names"])
     write_report(
         args.out_dir,
-        f"{_side(inputs.first)} on {', '.join(results['datasets'])} ({args.split})",
+        f"{title} on {', '.join(results['datasets'])} ({args.split})",
         facts=_facts(inputs, results),
         results=results["datasets"],
         predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
@@ -696,13 +775,14 @@ def seed_lines(seeds: Mapping) -> list[str]:
 
 def comparison_lines(comparison: Mapping) -> list[str]:
     """The difference in accuracy with its interval and p, and McNemar's test, a line a dataset."""
-    lines = []
+    first, second = comparison["names"]
+    lines = [f"{first} against {second}:"]
     for name, figures in _with_macro(comparison):
         accuracy, test = figures["accuracy"], figures.get("mcnemar")
         p = "" if accuracy["p"] is None else f", p {accuracy['p']:.4f}"
         mcnemar = f"; McNemar ({test['variant']}) p {test['p']:.4f}" if test else ""
         lines.append(
-            f"{name}: accuracy {accuracy['first']:.4f} against {accuracy['second']:.4f}, "
+            f"{name}: accuracy {first} {accuracy['first']:.4f}, {second} {accuracy['second']:.4f}, "
             f"difference {accuracy['difference']:+.4f} {_shown(accuracy['interval'], '+')}{p}"
             f"{mcnemar}"
         )
@@ -721,7 +801,11 @@ def print_results(results: Mapping) -> None:
         lines += seed_lines(results["seeds"])
     if "comparison" in results:
         lines += comparison_lines(results["comparison"])
-    print("\n".join(lines))
+    warnings = [
+        one_class_warning(only_answers(metrics, name))
+        for name, metrics in results["datasets"].items()
+    ]
+    print("\n".join([*lines, *filter(None, warnings)]))
 
 
 def run(args: argparse.Namespace, inputs: Inputs) -> None:
@@ -741,11 +825,19 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
             write_report_of(args, inputs, results)
         save_json(out_dir / "results.json", results)
     print_results(results)
+    print(_places(args))
+
+
+def _places(args: argparse.Namespace) -> str:
+    out_dir = Path(args.out_dir)
+    places = {"results": "results.json", "predictions": PREDICTIONS_FILE}
+    if args.report:
+        places["report"] = "report.html"
+    return ", ".join(f"{what}: {out_dir / name}" for what, name in places.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    set_up_libraries()
 
     def work() -> None:
         args, problems = parse_flags(DESCRIPTION, FLAGS, argv)

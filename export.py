@@ -21,10 +21,17 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch import Tensor
 
-from inference import encoding_of_saved, model_of_saved, read_fine_tuned
+from inference import (
+    datasets_in_name,
+    encoding_of_saved,
+    fine_tuned_file,
+    model_of_saved,
+    read_fine_tuned,
+)
 from model import GPTConfig
 from training import save_atomically, save_json
 from xnli_data import TEMPLATES, PairEncoding
+from xnli_gpt.evaluation.answers import only_answers
 
 MODULE = Path(__file__).parent / "exported_model" / "modeling_xnli_gpt.py"
 MODEL_TYPE = "xnli_gpt"
@@ -45,12 +52,14 @@ class ExportError(ValueError):
 
 
 def export_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """Write the folder for a fine-tuned checkpoint; it appears whole or not at all.
+    """Write the folder for a fine-tuned checkpoint, or for that of a run's folder; it appears
+    whole or not at all.
 
     Raises ExportError for a folder that holds something already or can't be made, and RunError
     for a file that is damaged or no fine-tuned checkpoint.
     """
     _require_new(folder)
+    checkpoint = fine_tuned_file(checkpoint)
     saved = read_fine_tuned(checkpoint)
     # Weights that fit no model must not leave as if they did.
     model = model_of_saved(saved, checkpoint)
@@ -159,20 +168,16 @@ def tokenizer_config(encoding: PairEncoding) -> dict:
 def model_card(saved: Mapping[str, object], checkpoint: Path, encoding: PairEncoding) -> str:
     """README.md: what the checkpoint tells of itself, how it is used, and its limits."""
     datasets = saved.get("datasets") or datasets_in_name(checkpoint)
+    test = metrics_of_test_beside(saved, checkpoint)
     sections = [
         _front_matter(languages_of(datasets)),
         _introduction(saved, datasets),
         _usage(encoding),
         _facts(saved, checkpoint, encoding, datasets),
-        _results(saved, metrics_of_test_beside(saved, checkpoint)),
+        _results(saved, test),
         _limits(saved, encoding, datasets),
     ]
     return "\n".join(sections)
-
-
-def datasets_in_name(checkpoint: Path) -> list[str]:
-    """The sets that a file was fine-tuned on by its name: NAME-ckpt.pt, or NAME+NAME-ckpt.pt."""
-    return checkpoint.stem.removesuffix("-ckpt").split("+")
 
 
 def languages_of(datasets: Iterable[str]) -> list[str]:
@@ -286,12 +291,29 @@ def _results(saved: Mapping[str, object], test: Mapping[str, object] | None) -> 
         for key in shown
     ]
     name, last = list(columns.items())[-1]
-    lines = ["## Results", "", _origin_of_numbers(columns), "", _table(["", *columns], body), ""]
+    lines = ["## Results", "", *_on_one_class(columns), _origin_of_numbers(columns), ""]
+    lines += [_table(["", *columns], body), ""]
     if sets := last.get("sets"):
         lines += [f"Every set of the {name} split by itself:", "", _table_of_sets(sets), ""]
     if per_class := last.get("per_class"):
         lines += [f"Every class of the {name} split:", "", _table_of_classes(per_class), ""]
     return "\n".join(lines)
+
+
+def _on_one_class(columns: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """A paragraph on a model that tells nothing apart; nothing for any other."""
+    told = [
+        f"{answer} to every pair of {split}{f' of {name}' if name else ''}"
+        for split, metrics in columns.items()
+        for name, answer in only_answers(metrics, "").items()
+    ]
+    if not told:
+        return []
+    return [
+        f"**This model answers one class alone:** {', '.join(told)}. It tells nothing apart, and "
+        "its accuracy is the share of that class.",
+        "",
+    ]
 
 
 def _origin_of_numbers(columns: Mapping[str, Mapping[str, object]]) -> str:

@@ -20,7 +20,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from xnli_gpt.choices import (
 from xnli_gpt.data.names import problems_of_datasets
 from xnli_gpt.flags import (
     DEVICE_FLAGS,
+    FOUND,
     Flag,
     FlagGroups,
     UsageError,
@@ -44,11 +45,14 @@ from xnli_gpt.flags import (
     parse_flags,
     refuse_wrong_words,
 )
+from xnli_gpt.processors import set_up_libraries
 
+METRICS_FILE, STEPS_FILE = "metrics.jsonl", "steps.jsonl"
 SELF_CHECK_TEXTS = 256
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scikit-learn")
+FOLDER_FLAGS = ("data_dir", "cache_dir", "tokenizer_dir", "out_dir")
 # sysexits.h calls it EX_TEMPFAIL: to be tried again.
 EXIT_STOPPED = 75
 
@@ -190,6 +194,7 @@ def problems_of_names(args: argparse.Namespace) -> list[str]:
 
 if __name__ == "__main__":
     refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    set_up_libraries()
 
 import numpy as np
 import torch
@@ -247,10 +252,12 @@ from training import (
     TrainingError,
     balanced_class_weights,
     captured,
+    compile_ahead,
     configure_optimizers,
     find_max_tokens,
     fine_tune,
     joined_ranks,
+    learning_rate_factor,
     own_folder,
     read_save,
     read_whole,
@@ -258,8 +265,9 @@ from training import (
     save_atomically,
     save_checkpoint,
     save_json,
-    set_up_libraries,
     steps_per_epoch,
+    take_back_last_evaluation,
+    warmup_steps_of,
 )
 from xnli_data import (
     DataError,
@@ -270,6 +278,7 @@ from xnli_data import (
     PairEncoding,
     cuts_vowel_signs,
     dataset_names,
+    find_tokenizer,
     joined,
     load_encoded,
     load_pair_encoding,
@@ -277,7 +286,10 @@ from xnli_data import (
     pair_encoding,
     short_name,
 )
-from xnli_gpt.devices import DTYPES, Precision
+from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.provenance import code_commit
+from xnli_gpt.training.records import StepLog
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
@@ -291,6 +303,8 @@ RESULT_FLAGS = [
     if flag.name not in STEP_FLAGS
 ] + ["text_column", "label_column", "template", "block_size", "max_train_examples"]
 RESULT_FLAGS += ["random_init", "embedding_update"]
+# By these a run in the same folder may be made longer, see `_why_not_longer`.
+LENGTH_FLAGS = ("--max_steps", "--num_epochs", "--warmup_ratio")
 
 
 def parse_arguments(
@@ -519,6 +533,7 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
         return load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
 
     names = dataset_names(args.dataset)
+    print(f"reading {', '.join(names)}; tokenised once, kept in {args.cache_dir}")
     sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
     data = joined(sets)
     _print_data(data, inputs.encoding)
@@ -620,6 +635,7 @@ def self_check(
     picked = np.linspace(0, len(train) - 1, num=min(SELF_CHECK_TEXTS, len(train)), dtype=int)
     start = np.array([encoding.end_of_text])
     texts = [np.concatenate([start, train.premise(i)]) for i in dict.fromkeys(picked.tolist())]
+    print(f"self-check: the trunk's language model on {len(texts)} premises")
     check = lm_self_check(trunk, [text[: trunk.config.max_seq_len] for text in texts])
     print(
         f"self-check: language-model loss {check['lm_loss']:.3f} nats a token on the premises, "
@@ -656,23 +672,35 @@ def what_decides_the_result(
     }
 
 
-def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict | None:
+def find_save(
+    args: argparse.Namespace, inputs: Inputs, decisive: dict, num_examples: int
+) -> dict | None:
     """The content of the save that --resume asks for; None where the run starts anew.
 
-    Raises RunError where --out_dir holds another run, or the save is of another command.
+    Raises RunError where --out_dir holds another run, or the save is of another command that is
+    not the same but shorter.
     """
     own: list[dict] = []
+    encoding = inputs.encoding
 
     def choose() -> Path | None:
         found = _newest_save(args)
         if found is None:
             earlier = _decisive_of_earlier(args)
+            if earlier is not None:
+                decided, tokenizer_file = earlier
+                earlier = _in_todays_terms(decided, tokenizer_file, encoding)
             keep_precision(args, inputs, decisive, earlier)
             _require_same(decisive, earlier, f"--out_dir {args.out_dir}")
             return None
         path, content = found
+        content["decisive"] = _in_todays_terms(
+            content["decisive"], content.get("tokenizer_file"), encoding
+        )
         keep_precision(args, inputs, decisive, content["decisive"])
-        _require_same(decisive, content["decisive"], str(path))
+        why_not = _why_not_longer(decisive, content, num_examples)
+        if why_not is not None:
+            _require_same(decisive, content["decisive"], str(path), why_not)
         own.append(content)
         return path
 
@@ -684,6 +712,9 @@ def find_save(args: argparse.Namespace, inputs: Inputs, decisive: dict) -> dict 
     if path is None:
         return None
     content = own[0] if own else read_save(path)
+    content["decisive"] = _in_todays_terms(
+        content["decisive"], content.get("tokenizer_file"), encoding
+    )
     # A file system may show different ranks different saves for a while.
     steps = inputs.ranks.gathered(content["progress"]["step"])
     if len(set(steps)) > 1:
@@ -716,25 +747,122 @@ def _newest_save(args: argparse.Namespace) -> tuple[Path, dict] | None:
     path = Path(args.resume)
     if path.resolve().parent != folder.resolve():
         _require_no_run(args)
-        best = path.with_name(fine_tuned_path(args).name)
-        if best.exists():
-            save_atomically(fine_tuned_path(args), lambda partial: shutil.copyfile(best, partial))
+        best = fine_tuned_path(args)
+        for name in (best.name, _earlier_path(best).name, STEPS_FILE):
+            _copy_where_there(path.with_name(name), Path(args.out_dir) / name)
     return path, read_save(path)
 
 
-def _decisive_of_earlier(args: argparse.Namespace) -> dict | None:
-    """What decided a run that left files but no save; None where there was none."""
+def _copy_where_there(source: Path, target: Path) -> None:
+    if source.exists():
+        save_atomically(target, lambda partial: shutil.copyfile(source, partial))
+
+
+def _decisive_of_earlier(args: argparse.Namespace) -> tuple[dict, str | None] | None:
+    """What decided a run that left files but no save, and the hash of its tokenizer's file where
+    it is kept by itself; None where there was none."""
     if not _run_files(args):
         return None
     try:
         text = (Path(args.out_dir) / "config.yaml").read_text(encoding="utf-8")
-        return dict(yaml.safe_load(text)["decisive"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return {}
+        content = yaml.safe_load(text)
+        found = content.get(FOUND, content)
+        return dict(found["decisive"]), found["tokenizer"].get("file_sha256")
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        return {}, None
 
 
-def _require_same(now: dict, earlier: dict | None, where: str) -> None:
-    """Raises RunError that names every difference."""
+def _in_todays_terms(earlier: dict, tokenizer_file: str | None, encoding: PairEncoding) -> dict:
+    """What decided an earlier run, its tokenizer by the hash that it has now, and flags that it
+    did not have by their defaults.
+
+    Older runs named the tokenizer by the hash of its file; that hash also tells it where another
+    version of the tokenizers library writes the same tokenizer in another way.
+    """
+    if earlier:
+        earlier = {f"--{name}": DEFAULTS[name] for name in RESULT_FLAGS} | earlier
+    if encoding.file_hash in (tokenizer_file, earlier.get("tokenizer")):
+        return earlier | {"tokenizer": encoding.tokenizer_hash}
+    return earlier
+
+
+def _is_longer(now: dict, save: dict, num_examples: int) -> bool:
+    """Whether a run has more steps than the one that left the save."""
+    before, after = _numbers_of_steps(now, save, num_examples)
+    return after > before
+
+
+def _numbers_of_steps(now: dict, save: dict, num_examples: int) -> list[int]:
+    epoch_steps = steps_per_epoch(num_examples, save["examples_per_step"])
+    return [
+        number_of_steps(decided["--max_steps"], decided["--num_epochs"], epoch_steps)
+        for decided in (save["decisive"], now)
+    ]
+
+
+def _why_not_longer(now: dict, save: dict, num_examples: int) -> str | None:
+    """Why a run can't go on from a save of the same run with fewer steps; None where it can, and
+    where nothing differs. Empty where something else differs than the number of steps.
+
+    It can where every rate of the steps done is what the longer run would have had, so that it
+    ends where one of as many steps from the start does.
+    """
+    earlier = save["decisive"]
+    if now == earlier:
+        return None
+    if any(now[name] != earlier.get(name) for name in now if name not in LENGTH_FLAGS):
+        return ""
+    before, after = _numbers_of_steps(now, save, num_examples)
+    if after < before:
+        return f"a run can be made longer, but not shorter ({before} steps there, {after} now)"
+    if after == before and now["--warmup_ratio"] == earlier["--warmup_ratio"]:
+        return None
+    schedule, updates = now["--lr_schedule"], save["progress"]["updates"]
+    if schedule != "constant":
+        return (
+            f"--lr_schedule {schedule} gives every step a learning rate by the number of steps, so "
+            "only a run with a constant schedule can be made longer"
+        )
+    lengths = ((before, earlier["--warmup_ratio"]), (after, now["--warmup_ratio"]))
+    rates = [
+        [learning_rate_factor(schedule, update, *length) for update in range(updates)]
+        for length in lengths
+    ]
+    if rates[0] != rates[1]:
+        return _why_rates_differ(lengths)
+    return _why_not_taken_back(now, save, num_examples)
+
+
+def _why_rates_differ(lengths: Sequence[tuple[int, float]]) -> str:
+    """Of a constant schedule, by the steps and warm-up ratios of the two runs."""
+    (before, _), (after, _) = lengths
+    was, would_be = (warmup_steps_of(*length) for length in lengths)
+    # Half a step below, so that rounding up meets the number.
+    ratio = float(f"{max(0.0, (was - 0.5) / after):.6g}")
+    way_out = f"; --warmup_ratio {ratio:g} keeps it" if was else ""
+    return (
+        f"the warm-up is a share of the steps, {was} of {before} there and {would_be} of {after} "
+        f"now{way_out}"
+    )
+
+
+def _why_not_taken_back(now: dict, save: dict, num_examples: int) -> str | None:
+    """A longer run would not have been evaluated at the end of the shorter one, unless that is at
+    its interval; saves of older versions do not tell what was before."""
+    progress = save["progress"]
+    epoch_steps = steps_per_epoch(num_examples, save["examples_per_step"])
+    interval = eval_interval_of(now["--eval_interval"], epoch_steps)
+    evaluated_off = progress["evaluated_step"] == progress["step"] and progress["step"] % interval
+    if not evaluated_off or progress.get("before_last") or not _is_longer(now, save, num_examples):
+        return None
+    return (
+        f"its evaluation at step {progress['step']} is not at the interval of {interval} steps, "
+        "and this save of an older version does not tell what was before it"
+    )
+
+
+def _require_same(now: dict, earlier: dict | None, where: str, why_not: str = "") -> None:
+    """Raises RunError that names every difference; `why_not` says more of them."""
     if earlier is None or now == earlier:
         return
     differences = [
@@ -743,8 +871,10 @@ def _require_same(now: dict, earlier: dict | None, where: str) -> None:
         if name in earlier and earlier[name] != value
     ]
     told = "; ".join(differences) or "it does not say which"
+    because = f": {why_not}" if why_not else ""
     raise RunError(
-        f"{where}: belongs to another run ({told}); repeat its command, or use another --out_dir"
+        f"{where}: belongs to another run ({told}){because}; repeat its command, or use another "
+        "--out_dir"
     )
 
 
@@ -778,6 +908,16 @@ def examples_per_step(args: argparse.Namespace, world_size: int, save: dict | No
     return kept
 
 
+def number_of_steps(max_steps: int | None, num_epochs: float, epoch_steps: int) -> int:
+    """Return the steps of a run by --max_steps, or without it by --num_epochs."""
+    return max_steps or max(1, round(num_epochs * epoch_steps))
+
+
+def eval_interval_of(eval_interval: int | None, epoch_steps: int) -> int:
+    """Return the steps between evaluations, by default a quarter of an epoch."""
+    return eval_interval or max(1, epoch_steps // 4)
+
+
 def make_recipe(
     args: argparse.Namespace,
     labels: np.ndarray,
@@ -792,12 +932,12 @@ def make_recipe(
             [f"--max_train_examples {args.max_train_examples}: no example of a class; raise it"]
         )
     epoch_steps = steps_per_epoch(len(labels), examples_per_step)
-    num_steps = args.max_steps or max(1, round(args.num_epochs * epoch_steps))
+    num_steps = number_of_steps(args.max_steps, args.num_epochs, epoch_steps)
     balanced = args.class_weights == "balanced"
     return Recipe(
         examples_per_step=examples_per_step,
         num_steps=num_steps,
-        eval_interval=args.eval_interval or max(1, epoch_steps // 4),
+        eval_interval=eval_interval_of(args.eval_interval, epoch_steps),
         learning_rate=args.learning_rate,
         warmup_ratio=args.warmup_ratio,
         lr_schedule=args.lr_schedule,
@@ -832,6 +972,8 @@ def compile_where_worthwhile(args: argparse.Namespace, trunk: GPTBatched, num_st
 
 def _why_not_compile(device: torch.device) -> str | None:
     """What goes wrong when a small function is compiled on `device`; None where nothing does."""
+    if device.type == "cpu":
+        keep_compiled_code_apart()
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.ones(64, device=device))
     # Whatever the compiler and its tools raise: without it the run goes on.
@@ -843,10 +985,11 @@ def _why_not_compile(device: torch.device) -> str | None:
 def describe_run(
     args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets, decisive: dict
 ) -> dict:
-    """What config.yaml holds: every flag, the versions, and hashes of what went in."""
+    """Return what config.yaml says beside the flags: the code, the machine, versions, and hashes
+    of what went in."""
     return {
-        "flags": {key: value for key, value in vars(args).items() if key != "config"},
         "command": sys.argv,
+        "commit": code_commit(),
         "device": _device_name(inputs.device),
         "dtype": inputs.precision.name,
         "processes": inputs.ranks.world_size,
@@ -856,15 +999,61 @@ def describe_run(
             "content_sha256": {name: one.content_hash for name, one in data.sets.items()},
             "classes": list(data.classes),
         },
-        "tokenizer": {"sha256": inputs.encoding.tokenizer_hash},
+        "tokenizer": {
+            "sha256": inputs.encoding.tokenizer_hash,
+            "file_sha256": inputs.encoding.file_hash,
+        },
         "checkpoint": inputs.info,
         "decisive": decisive,
     }
 
 
+def recipe_of(args: argparse.Namespace, checkpoint: str) -> dict[str, object]:
+    """Return the flags that run this again, from any folder: paths are absolute, and of several
+    pretrained checkpoints the one that was taken is named.
+
+    A run that began with the save of another goes on in its own folder.
+    """
+    flags = {name: getattr(args, name) for name in DEFAULTS}
+    flags |= {name: os.path.abspath(flags[name]) for name in FOLDER_FLAGS if flags[name]}
+    flags["dataset"] = [_lasting_dataset(args, name) for name in args.dataset]
+    flags["pretrained_ckpt_path"] = [os.path.abspath(checkpoint)]
+    tokenizer = find_tokenizer(args.tokenizer_name, args.tokenizer_dir)
+    flags["tokenizer_name"] = os.path.abspath(tokenizer)
+    flags["resume"] = DEFAULTS["resume"]
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _lasting_dataset(args: argparse.Namespace, name: str) -> str:
+    """Return a dataset's name that means the same from another folder."""
+    is_name = args.data_dir is not None or name in (*BUILTIN_DATASETS, "xnli_all")
+    is_folder = not is_name and Path(name).is_dir()
+    return os.path.abspath(name) if is_folder else name
+
+
+def data_flags(args: argparse.Namespace) -> dict[str, object]:
+    """Return the flags that say which rows a run is about, as its recipe has them."""
+    folder = args.data_dir and os.path.abspath(args.data_dir)
+    return {
+        "dataset": [_lasting_dataset(args, name) for name in args.dataset],
+        "dataset_config": args.dataset_config,
+        "data_dir": folder,
+        "text_column": list(args.text_column),
+        "label_column": args.label_column,
+    }
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """YAML that a person reads: a list that stands twice is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def write_config(args: argparse.Namespace, run: dict) -> None:
-    """config.yaml, from `describe_run`."""
-    text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
+    """Write config.yaml: the flags as a recipe for --config, and `describe_run` under one key."""
+    content = recipe_of(args, run["checkpoint"]["file"]) | {FOUND: run}
+    text = yaml.dump(content, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
     path = Path(args.out_dir) / "config.yaml"
     save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -886,7 +1075,7 @@ class Records:
     ):
         self.args, self.model = args, model
         self.checkpoint_path = fine_tuned_path(args)
-        self.metrics_path = Path(args.out_dir) / "metrics.jsonl"
+        self.metrics_path = Path(args.out_dir) / METRICS_FILE
         # Lines after the save that the run goes on from will be written again.
         earlier = "".join(map(_as_json_line, progress.lines))
         save_atomically(self.metrics_path, lambda partial: partial.write_text(earlier))
@@ -898,6 +1087,7 @@ class Records:
             "template": inputs.encoding.template,
             "block_size": inputs.encoding.block_size,
             "datasets": list(data.sets),
+            "data": data_flags(args),
             "pretrained": {
                 "file": inputs.info["file"],
                 "step": inputs.info["step"],
@@ -905,14 +1095,19 @@ class Records:
                 "random_init": args.random_init,
             },
         }
-        self.loggers = _open_loggers(args)
+        self.loggers = _open_loggers(args, progress.step)
+        self.steps = StepLog(Path(args.out_dir) / STEPS_FILE, self.loggers)
+        self.steps.begin(progress.step)
 
     def save_best(self, progress: Progress, metrics: dict) -> None:
         """The best model so far, with everything that using it needs."""
-        self._save(self.checkpoint_path, progress.step, metrics)
+        self._save(self.checkpoint_path, progress, metrics)
 
-    def _save(self, path: Path, step: int, metrics: dict) -> None:
-        content = {"model": self.model.state_dict(), "step": step, "metrics": metrics}
+    def _save(self, path: Path, progress: Progress, metrics: dict) -> None:
+        # A longer run would not have this evaluation, and the model before it would be its best.
+        if progress.before_last is not None and self.args.lr_schedule == "constant":
+            _keep_as_earlier(path)
+        content = {"model": self.model.state_dict(), "step": progress.step, "metrics": metrics}
         save_checkpoint(path, self.fixed | content)
 
     def _save_best_of_sets(self, progress: Progress, sets: dict[str, dict]) -> None:
@@ -920,7 +1115,7 @@ class Records:
         for name, metrics in sets.items():
             best = progress.best_of_sets.get(name)
             if is_better(metric, metrics[metric], best and best["metrics"][metric]):
-                self._save(fine_tuned_path(self.args, name), progress.step, metrics)
+                self._save(fine_tuned_path(self.args, name), progress, metrics)
                 progress.best_of_sets[name] = {"step": progress.step, "metrics": metrics}
 
     def add_line(self, progress: Progress, line: dict) -> None:
@@ -941,17 +1136,41 @@ def _as_json_line(line: dict) -> str:
     return json.dumps(line) + "\n"
 
 
-def _open_loggers(args: argparse.Namespace) -> list[Callable[[dict, int], None]]:
+def _earlier_path(best: Path) -> Path:
+    """Where the best model before the evaluation at the last step is kept."""
+    return best.with_name(f"{best.stem}-earlier.pt")
+
+
+def _keep_as_earlier(best: Path) -> None:
+    """Keep a best model that is about to be overwritten, without copying it where that can be."""
+    if not best.exists():
+        return
+    earlier = _earlier_path(best)
+    earlier.unlink(missing_ok=True)
+    try:
+        os.link(best, earlier)
+    except OSError:
+        _copy_where_there(best, earlier)
+
+
+def _open_loggers(
+    args: argparse.Namespace, first_step: int
+) -> list[Callable[[Mapping[str, float], int], None]]:
+    """Functions of scalars and their step; what loggers have beyond `first_step` comes again."""
     loggers = []
     if args.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(Path(args.out_dir) / "tensorboard"))
+        folder = str(Path(args.out_dir) / "tensorboard")
+        resumed = {"purge_step": first_step + 1} if first_step else {}
+        writer = SummaryWriter(folder, **resumed)
 
-        def to_tensorboard(scalars: dict, step: int) -> None:
+        def to_tensorboard(scalars: Mapping[str, float], step: int) -> None:
             for name, value in scalars.items():
                 writer.add_scalar(name, value, step)
-            writer.flush()
+            # Steps are written by the library, some minutes late.
+            if "train_loss" in scalars:
+                writer.flush()
 
         loggers.append(to_tensorboard)
     if args.wandb_log:
@@ -985,8 +1204,12 @@ def train(
     step_examples = examples_per_step(args, ranks.world_size, save)
     recipe = make_recipe(args, split.labels[chosen], len(data.classes), inputs.dtype, step_examples)
     progress = Progress()
+    longer = False
     if save is not None:
         progress = restore(save, model, optimizer, scaler)
+        longer = _is_longer(kept["decisive"], save, len(chosen))
+        if longer and progress.before_last is not None:
+            take_back_last_evaluation(progress)
         ranks.from_first(lambda: _require_best_of_save(args, progress))
     records = Records(args, inputs, data, model, progress) if ranks.is_first else None
 
@@ -1000,6 +1223,9 @@ def train(
         positions_of_sets(data.train_sets[chosen]) if args.sampling == "even" else None,
     )
     compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
+    if compiled:
+        print("compiling: about a minute, several on a busy machine", flush=True)
+        compile_ahead(model, recipe, examples)
     max_tokens = args.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
     progress.max_tokens_per_batch = max_tokens = min(ranks.gathered(max_tokens))
 
@@ -1018,7 +1244,13 @@ def train(
     def nothing(*_: object) -> None:
         """What other ranks than the first leave."""
 
+    if compiled:
+        print("compiling, which takes about a minute")
     evaluate(max_batches=2)
+    if longer:
+        print(f"going on to {recipe.num_steps} steps, as if they had been asked for at first")
+        # From here on the folder is that of the longer run.
+        write_save(progress)
     print(
         f"training on {len(chosen)} pairs: {recipe.num_steps} steps of "
         f"{recipe.examples_per_step}, validation every {recipe.eval_interval}; at most "
@@ -1041,6 +1273,7 @@ def train(
         save_interval=args.save_interval,
         stop=stop,
         ranks=ranks,
+        log=records.steps if records else None,
     )
 
 
@@ -1070,6 +1303,7 @@ def score_best(
     """Validation and test metrics of the saved best checkpoint, and its model."""
     saved = (inputs.saved or _read_best(args)) if inputs.ranks.is_first else None
     model = _model_of(args, saved, inputs, len(data.classes))
+    print("scoring the best model on validation and test")
     scores = {
         split: score(args, inputs, data.splits(split), data.classes, split, model)
         for split in ("validation", "test")
@@ -1153,6 +1387,7 @@ def report_on_test(
     """
     from report import write_report  # matplotlib is for those who want a report
 
+    print("writing the report: intervals, figures and every prediction on test")
     scored = {
         short_name(dataset): scored_test(args, inputs, data, model, dataset)
         for dataset in dataset_names(args.dataset)
@@ -1221,7 +1456,8 @@ def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
         f"{info['model_dim']}, {info['vocab_size']} embedding rows",
         "trunk at the start": "random" if args.random_init else "pretrained",
         "data": run["data"]["content_sha256"],
-        "tokenizer": f"{args.tokenizer_name} ({run['tokenizer']['sha256'][:16]})",
+        "tokenizer": f"{args.tokenizer_name} ({run['tokenizer']['sha256']})",
+        "commit": run["commit"],
         "seed": args.seed,
         "machine": f"{platform.node()}, {run['device']}",
         "precision": run["dtype"],
@@ -1255,13 +1491,12 @@ def write_results(
     save_json(_results_path(args), results)
 
 
-def run(args: argparse.Namespace, inputs: Inputs) -> None:
-    """One run, from checked inputs to results.json."""
+def run(args: argparse.Namespace, inputs: Inputs) -> str:
+    """One run, from checked inputs to results.json; returns where its results are, in words."""
     _print_checkpoint(args, inputs.info)
     if args.prepare_only:
         load_data(args, inputs)
-        print(f"prepared in {args.cache_dir}")
-        return
+        return f"prepared in {args.cache_dir}"
     if words := words_about_precision(args.dtype, inputs.precision, inputs.device):
         print(words)
     with _own_out_dir(args, inputs.ranks):
@@ -1270,6 +1505,22 @@ def run(args: argparse.Namespace, inputs: Inputs) -> None:
             evaluate_only(args, inputs, data)
         else:
             train_and_score(args, inputs, data)
+        return inputs.ranks.from_first(lambda: _outcome(args))
+
+
+def _outcome(args: argparse.Namespace) -> str:
+    """Where the results of a scored run are; warns of a model that answers one class alone."""
+    results = _earlier_results(args)
+    answers = {
+        f"{split} of {name}" if name else split: answer
+        for split in ("validation", "test")
+        for name, answer in only_answers(results.get(split, {}), "").items()
+    }
+    if warning := one_class_warning(answers):
+        print(warning)
+    report = Path(args.out_dir) / "report.html"
+    places = {"results": _results_path(args), "report": report, "model": fine_tuned_path(args)}
+    return ", ".join(f"{what}: {path}" for what, path in places.items() if path.exists())
 
 
 def _own_out_dir(args: argparse.Namespace, ranks: Ranks) -> contextlib.AbstractContextManager:
@@ -1302,9 +1553,13 @@ def evaluate_only(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets
 def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatasets) -> None:
     """The whole of a run, or what is left of it."""
     decisive = what_decides_the_result(args, inputs, data)
-    save = find_save(args, inputs, decisive)
-    if save is not None and inputs.ranks.from_first(lambda: _has_results(args)):
-        print(f"finished already, see {_results_path(args)}")
+    num_examples = len(pick_training_examples(args, data.train))
+    save = find_save(args, inputs, decisive, num_examples)
+    if save is not None and _is_longer(decisive, save, num_examples):
+        # They are of the shorter run.
+        inputs.ranks.from_first(lambda: _results_path(args).unlink(missing_ok=True))
+    elif save is not None and inputs.ranks.from_first(lambda: _has_results(args)):
+        print("finished already, nothing is left to do")
         return
     run = describe_run(args, inputs, data, decisive)
     if inputs.ranks.is_first:
@@ -1317,7 +1572,11 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatase
         check = save["self_check"]
     # Only the check needs the language model's head: it is neither trained nor saved.
     model.pretrained_model.lm_head_weight = None
-    kept = {"decisive": decisive, "self_check": check}
+    kept = {
+        "decisive": decisive,
+        "self_check": check,
+        "tokenizer_file": inputs.encoding.file_hash,
+    }
     progress = train(args, inputs, data, model, optimizer, scaler, save, kept)
     del model, optimizer, save
     scores, best = score_best(args, inputs, data)
@@ -1328,6 +1587,9 @@ def train_and_score(args: argparse.Namespace, inputs: Inputs, data: JoinedDatase
     best_of_sets = score_best_of_sets(args, inputs, data, progress)
     if inputs.ranks.is_first:
         write_results(args, scores, best_of_sets, progress, check)
+        if progress.before_last is None:
+            for path in Path(args.out_dir).glob("*-ckpt-earlier.pt"):
+                path.unlink()
 
 
 def _require_best_of_save(args: argparse.Namespace, progress: Progress) -> None:
@@ -1343,10 +1605,11 @@ def _require_best_of_save(args: argparse.Namespace, progress: Progress) -> None:
 
 
 def _is_of(path: Path, wanted_step: int) -> bool:
-    try:
-        step = read_whole(path)["step"]
-    except (RunError, KeyError, TypeError):
-        step = None
+    """Whether the best model is that of a step, or can be made so by the one kept before it."""
+    step, earlier = _step_of(path), _earlier_path(path)
+    if step != wanted_step and _step_of(earlier) == wanted_step:
+        _copy_where_there(earlier, path)
+        return True
     if step == wanted_step:
         return True
     found = "is not whole" if step is None else f"is of step {step}"
@@ -1355,6 +1618,14 @@ def _is_of(path: Path, wanted_step: int) -> bool:
         "the best is looked for from here on"
     )
     return False
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a fine-tuned checkpoint; None where it is not there, or damaged."""
+    try:
+        return read_whole(path)["step"]
+    except (RunError, KeyError, TypeError):
+        return None
 
 
 def _results_path(args: argparse.Namespace) -> Path:
@@ -1374,20 +1645,19 @@ def _has_results(args: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
-    set_up_libraries()
 
     def work() -> None:
         with StopSignals() as stop, _only_first_rank_prints():
             args, problems = parse_arguments(argv)
             try:
                 with joined_ranks(_wants_gpu(args)) as ranks:
-                    run(args, check_inputs(args, problems, ranks, stop))
+                    places = run(args, check_inputs(args, problems, ranks, stop))
             # A library that a signal interrupts may make another error of it.
             except Exception:
                 if stop.raised is None:
                     raise
                 raise stop.raised from None
-            print(f"done in {time.perf_counter() - started:.0f} s")
+            print(f"{places} (done in {time.perf_counter() - started:.0f} s)")
 
     try:
         return exit_code_of(
@@ -1429,4 +1699,6 @@ def end_process(code: int) -> None:
 
 
 if __name__ == "__main__":
+    # A log shows a line when it is said, not when a buffer is full.
+    sys.stdout.reconfigure(line_buffering=True)
     end_process(main())

@@ -44,6 +44,7 @@ from xnli_gpt.flags import (
     parse_flags,
     refuse_wrong_words,
 )
+from xnli_gpt.processors import set_up_libraries
 
 FLAGS: FlagGroups = {
     "checkpoint": (
@@ -51,7 +52,8 @@ FLAGS: FlagGroups = {
             "checkpoint",
             Path,
             None,
-            "a path, or a glob for the best of it",
+            "a path, or a quoted glob for the best of it",
+            count="+",
             must_exist=True,
             positional=True,
             metavar="CKPT",
@@ -76,6 +78,7 @@ DESCRIPTION = "Say what a pretrained checkpoint is."
 
 if __name__ == "__main__":
     refuse_wrong_words(DESCRIPTION, FLAGS, recipes=False)
+    set_up_libraries()
 
 import numpy as np
 import torch
@@ -632,10 +635,25 @@ def _read_inert(path: Path) -> _FileRecord:
     with _reading(path):
         if not path.exists():
             raise CheckpointError(f"{path}: no such file; give the path of a pretrained checkpoint")
+        if path.is_dir():
+            raise CheckpointError(_told_of_folder(path))
         if not path.is_file():
             raise CheckpointError(f"{path}: not a file; give the path of one checkpoint")
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
+
+
+def _told_of_folder(folder: Path) -> str:
+    """What to give instead of a folder."""
+    names = sorted(path.name for path in folder.glob("*.pt"))
+    if not names:
+        return f"{folder}: a folder, not a file, and without a *.pt in it; give a checkpoint's path"
+    if len(names) == 1:
+        return f"{folder}: a folder, not a file; give the checkpoint in it, {folder / names[0]}"
+    return (
+        f"{folder}: a folder, not a file, with {len(names)} checkpoints ({_listed(names)}); give "
+        f"one of them, or '{folder}/*.pt' in quotes for the best"
+    )
 
 
 @contextmanager
@@ -1382,8 +1400,18 @@ def _loss_of_texts(trunk: GPTBatched, texts: Sequence[np.ndarray], rows_at_once:
     return total / count
 
 
+def _only_one(paths: Sequence[str]) -> str:
+    """The one checkpoint that is asked for; of several, as a shell makes of a glob, none."""
+    if len(paths) == 1:
+        return paths[0]
+    raise CheckpointError(
+        f"{len(paths)} checkpoints ({_listed(paths)}): name one, or put the glob into quotes "
+        "('runs/*.pt'), and the best of them is taken"
+    )
+
+
 def _report(arguments: argparse.Namespace) -> dict:
-    path = resolve_checkpoint_path(arguments.checkpoint)
+    path = resolve_checkpoint_path(_only_one(arguments.checkpoint))
     if arguments.lm_check is None:
         return inspect_checkpoint(path, num_heads=arguments.n_head)[0]
     tokens = read_token_shard(arguments.lm_check)
@@ -1425,14 +1453,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         arguments, problems = parse_flags(DESCRIPTION, FLAGS, argv, recipes=False)
-        if arguments.checkpoint is None:
+        if not arguments.checkpoint:
             problems.append("CKPT is needed: the path of a pretrained checkpoint, or a glob")
         if problems:
             raise UsageError(problems)
         report = _report(arguments)
-        print(json.dumps(report, indent=2) if arguments.json else "\n".join(_printed(report)))
+        if arguments.json:
+            print(json.dumps(report, indent=2))
+        else:
+            print("\n".join([*_printed(report), _summary(report)]))
 
     return exit_code_of(work, refused=(CheckpointError,))
+
+
+def _summary(report: Mapping[str, object]) -> str:
+    """The last line: what was found of which file. Indented, as it is no field."""
+    found = (
+        f"  in short: {report['file']}: format {report['checkpoint_format']}, "
+        f"{report['num_layers']} layers, "
+        f"{report['num_heads']} heads, width {report['model_dim']}, all weights checked"
+    )
+    check = report.get("lm_check")
+    if check is None:
+        return found
+    verdict = check.get("verdict", "no recorded loss to compare with")
+    return f"{found}; language-model loss {check['lm_loss']:.4f}, {verdict}"
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from xnli_gpt import choices
+from xnli_gpt.devices import keep_compiled_code_apart
 
 # These two modules of torch import its compiler, for a second: they are imported where they are
 # used, and before anything is compiled.
@@ -1158,6 +1159,7 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     if trunk.scalars.device.type != "cpu":
         trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
         return
+    keep_compiled_code_apart()
     for block in trunk.blocks:
         block.before_attention = torch.compile(block.before_attention, dynamic=True)
         block.after_attention = torch.compile(block.after_attention, dynamic=True)

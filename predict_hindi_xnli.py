@@ -34,6 +34,7 @@ from xnli_gpt.flags import (
     parse_flags,
     refuse_wrong_words,
 )
+from xnli_gpt.processors import set_up_libraries
 
 FILE_KINDS = ("jsonl", "csv", "tsv")
 # Pairs that are in memory at once; the first chunk is small, so that a pipe soon gives something.
@@ -46,7 +47,7 @@ FLAGS: FlagGroups = {
             "checkpoint",
             Path,
             None,
-            "the NAME-ckpt.pt of a run; all that is needed",
+            "NAME-ckpt.pt of a run, or its folder; all that is needed",
             must_exist=True,
         ),
         Flag("export", Path, None, "write a folder that transformers loads, and predict nothing"),
@@ -83,13 +84,14 @@ DESCRIPTION = "Predict the classes of premise-hypothesis pairs with a fine-tuned
 
 if __name__ == "__main__":
     refuse_wrong_words(DESCRIPTION, FLAGS)
+    set_up_libraries()
 
 from tqdm import tqdm
 
 from evaluation import EvaluationError
 from export import ExportError, export_checkpoint
 from inference import Prediction, XNLIClassifier, device_of, emulation_warning
-from training import RunError, save_atomically, set_up_libraries
+from training import RunError, save_atomically
 from xnli_data import SEPARATORS, DataError
 
 
@@ -426,20 +428,22 @@ def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextI
 
 def predict_many(
     args: argparse.Namespace, classifier: XNLIClassifier, source: PairSource, bad: BadRows
-) -> None:
-    """All pairs of the source, to --output or standard output."""
+) -> int:
+    """All pairs of the source, to --output or standard output; returns how many went to a file."""
     if args.output is None:
         with standard_output() as out:
             _write_predictions(args, classifier, source, bad, out)
-        return
+        return 0
+    counts = []
 
     def write(partial: Path) -> None:
         # A lone surrogate in a field that is merely handed on is written as its JSON escape.
         options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with open(partial, "w", **options) as out:
-            _write_predictions(args, classifier, source, bad, out)
+            counts.append(_write_predictions(args, classifier, source, bad, out))
 
     save_atomically(Path(args.output), write)
+    return counts[0]
 
 
 def _write_predictions(
@@ -448,7 +452,7 @@ def _write_predictions(
     source: PairSource,
     bad: BadRows,
     out: TextIO,
-) -> None:
+) -> int:
     kind = source.kind
     if args.output is not None:
         kind = _kind_of(Path(args.output))
@@ -466,6 +470,7 @@ def _write_predictions(
     if not written:
         found = f"none of {bad.count} rows can be used" if bad.count else "no pairs"
         raise DataError(f"{source.name}: {found}, expected at least one")
+    return written
 
 
 def _progress_bar(source: PairSource, out: TextIO) -> tqdm:
@@ -495,6 +500,7 @@ def run(args: argparse.Namespace) -> None:
     """What a checked command line asks for."""
     if args.export is not None:
         export_checkpoint(Path(args.checkpoint), Path(args.export))
+        print(f"exported: {args.export} (model, tokenizer, code and model card)")
         return
     classifier = XNLIClassifier.load(
         args.checkpoint,
@@ -511,12 +517,14 @@ def run(args: argparse.Namespace) -> None:
         return
     bad = BadRows(args.bad_rows)
     with opened_pairs(args, bad) as source:
-        predict_many(args, classifier, source, bad)
+        written = predict_many(args, classifier, source, bad)
+    if args.output is not None:
+        skipped = f", {bad.count} rows skipped" if bad.count else ""
+        print(f"predictions: {args.output} ({written} pairs{skipped})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    set_up_libraries()
 
     def work() -> None:
         args, problems = parse_flags(DESCRIPTION, FLAGS, argv)

@@ -38,12 +38,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
+from xnli_gpt.training.records import RecentRate, StepLog
 
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
 MAX_SKIPPED_IN_A_ROW = 20
-PLAIN_LINES_PER_RUN = 20
+# Without a terminal a line comes this often, and in a run of hours up to so rarely.
+SECONDS_BETWEEN_LINES = (10.0, 60.0)
+# A run of ten minutes has a line every 20 seconds.
+LINE_INTERVALS_OF_A_RUN = 30
 
 # Tokens of a forward pass: beyond this nothing gets faster.
 MAX_TOKENS = 65536
@@ -342,11 +346,21 @@ class Progress:
     evaluated_step: int = 0
     lines: list[dict] = field(default_factory=list)  # of the metrics file
     losses: list[float] = field(default_factory=list)  # since the last evaluation
-    unsettled: list[StepResult] = field(default_factory=list)  # not yet looked at
+    before_last: dict | None = None  # of the evaluation at the end, see `take_back_last_evaluation`
+    unsettled: list[UnsettledStep] = field(default_factory=list)  # not yet looked at
+    recent: RecentRate = field(default_factory=RecentRate)  # of this process
 
     @property
     def examples_per_second(self) -> float:
+        """The mean over the whole run, whatever processes it had."""
         return self.examples / self.train_seconds if self.train_seconds else 0.0
+
+
+# Fields of Progress that do not outlive their process, and those that an evaluation changes,
+# besides the lines of the metrics file.
+OF_THIS_PROCESS = ("unsettled", "recent")
+OF_EVALUATIONS = ("best", "best_step", "best_of_sets", "evaluations_since_best")
+OF_EVALUATIONS += ("evaluated_step", "losses")
 
 
 @dataclass(frozen=True)
@@ -356,6 +370,15 @@ class StepResult:
     loss: Tensor
     grad_norm: Tensor
     skipped: bool
+
+
+@dataclass(frozen=True)
+class UnsettledStep:
+    """A step whose loss nobody has looked at."""
+
+    step: int
+    learning_rate: float
+    result: StepResult
 
 
 @dataclass(frozen=True)
@@ -520,7 +543,7 @@ def learning_rate_factor(schedule: str, update: int, num_steps: int, warmup_rati
     a tenth at 90 % of the steps and stays there (the group's recipe); constant stays at 1.
     """
     assert schedule in SCHEDULES, schedule
-    warmup_steps = math.ceil(warmup_ratio * num_steps)
+    warmup_steps = warmup_steps_of(num_steps, warmup_ratio)
     if update < warmup_steps:
         return (update + 1) / warmup_steps
     if schedule == "constant":
@@ -529,6 +552,11 @@ def learning_rate_factor(schedule: str, update: int, num_steps: int, warmup_rati
     done = min(1.0, (update - warmup_steps) / decay_steps)
     shape = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return FINAL_LR_FRACTION + (1 - FINAL_LR_FRACTION) * shape
+
+
+def warmup_steps_of(num_steps: int, warmup_ratio: float) -> int:
+    """The updates over which the rate rises."""
+    return math.ceil(warmup_ratio * num_steps)
 
 
 def steps_per_epoch(num_examples: int, examples_per_step: int) -> int:
@@ -619,14 +647,6 @@ def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     return np.split(order, cuts[1:])
 
 
-def set_up_libraries() -> None:
-    """Set what makes a step on a CPU faster, where the user has not: large pages for large
-    tensors, and room for the code that oneDNN generates for every shape (its default of 1024
-    shapes is just too few). To be called before the first tensor is made."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-
-
 def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int:
     """Tokens that a forward and backward pass may take: on a CPU those of some gigabytes of
     activations, on a GPU what a trial pass on the longest examples says that its memory holds."""
@@ -653,6 +673,20 @@ def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int
     free = torch.cuda.mem_get_info(device)[0] - 3 * 4 * trained
     within_memory = GPU_MEMORY_SHARE * free / per_token
     return int(min(MAX_TOKENS, max(examples.lengths.max(), within_memory)))
+
+
+def compile_ahead(model: nn.Module, recipe: Recipe, examples: Examples) -> None:
+    """Run what training runs through the compiler, before it starts.
+
+    A step is not left half way when a signal comes, so compiling within the first would hold up the
+    end for a minute. Two rows of unlike sizes tell the compiler that sizes vary.
+    """
+    longest = cut_by_tokens(examples.lengths, TRIAL_TOKENS)[0]
+    shortest = np.argsort(examples.lengths, kind="stable")[: len(longest) // 2 + 1]
+    model.train()
+    for row in (longest, shortest):
+        loss_of(MicroBatch(*examples.get_batch(row), None), len(row), model, recipe).backward()
+    model.zero_grad(set_to_none=True)
 
 
 def prepare_step(
@@ -852,6 +886,7 @@ def fine_tune(
     save_interval: int | None = None,
     stop: StopSignals | None = None,
     ranks: Ranks = ALONE,
+    log: StepLog | None = None,
 ) -> Progress:
     """Train from where `progress` is to `recipe.num_steps`, or to early stopping.
 
@@ -859,7 +894,8 @@ def fine_tune(
     memory does not suffice. `evaluate` gives the validation metrics, or None where a signal
     broke it off; `on_best` is called first where they are the best so far, then `on_evaluation`
     with the line for the metrics file. `save` is called every `save_interval` steps (without it
-    every ten minutes), at the end, and before a signal's Stopped is raised. Raises TrainingError
+    every ten minutes), at the end, and before a signal's Stopped is raised. `log` gets every step.
+    Raises TrainingError
     where the loss is no number, or where a single example does not fit into memory.
     """
     stop = stop or StopSignals()
@@ -889,11 +925,14 @@ def fine_tune(
         _count_step(progress, result, batches.num_examples)
         evaluating = _evaluation_is_due(progress, recipe)
         if not on_gpu or evaluating or len(progress.unsettled) >= UNSETTLED_STEPS:
-            _settle(progress)
-        progress.train_seconds += time.perf_counter() - started
+            _settle(progress, log)
+        seconds = time.perf_counter() - started
+        progress.train_seconds += seconds
+        progress.recent.add(seconds, batches.num_examples)
         line.show(progress, progress.step / epoch_steps)
 
     def take_in(metrics: dict, line: _ProgressLine) -> None:
+        progress.before_last = _state_before(progress, recipe)
         progress.lines.append(_metrics_line(progress, metrics, epoch_steps))
         if is_better(metrics, progress.best):
             progress.best, progress.best_step = metrics, progress.step
@@ -908,16 +947,25 @@ def fine_tune(
 
     steps = map(prepare, range(progress.step, recipe.num_steps))
     steps = prefetched(steps, PREFETCHED_STEPS) if on_gpu else steps
-    with _ProgressLine(recipe.num_steps, progress.step) as line, stop.deferred():
+    with (
+        _ProgressLine(recipe.num_steps, progress.step) as line,
+        stop.deferred(),
+        _written_at_the_end(log),
+    ):
         while True:
             if _evaluation_is_due(progress, recipe):
-                metrics = evaluate()
+                with line.evaluating(progress.step):
+                    metrics = evaluate()
                 if metrics is not None:
                     take_in(metrics, line)
+                    if log is not None:
+                        log.flush()
             finished = _is_finished(progress, recipe)
             stopping, saving = ranks.any(stop.received is not None, saves.due_at(progress.step))
             if stopping or saving or (finished and saves.last_step < progress.step):
-                _settle(progress)
+                _settle(progress, log)
+                if log is not None:
+                    log.flush(to_disk=True)
                 save(progress)
                 saves.note(progress.step)
             if stopping:
@@ -928,6 +976,37 @@ def fine_tune(
             if finished:
                 return progress
             take_step(next(steps), line)
+
+
+@contextlib.contextmanager
+def _written_at_the_end(log: StepLog | None) -> Iterator[None]:
+    """Whatever ends the run, what waits to be written is; the error that ended it counts more."""
+    try:
+        yield
+    except BaseException:
+        if log is not None:
+            with contextlib.suppress(OSError):
+                log.flush()
+        raise
+    if log is not None:
+        log.flush()
+
+
+def _state_before(progress: Progress, recipe: Recipe) -> dict | None:
+    """What the evaluation at the last step changes, where a longer run would not have it: it
+    would evaluate at its interval alone."""
+    if progress.step % recipe.eval_interval == 0:
+        return None
+    kept = {name: getattr(progress, name) for name in OF_EVALUATIONS}
+    return kept | {"losses": list(progress.losses), "best_of_sets": dict(progress.best_of_sets)}
+
+
+def take_back_last_evaluation(progress: Progress) -> None:
+    """Make of the state of a finished run that of a longer one at the same step."""
+    for name, value in progress.before_last.items():
+        setattr(progress, name, value)
+    progress.lines.pop()
+    progress.before_last = None
 
 
 class _SaveTimes:
@@ -1009,23 +1088,38 @@ def _count_step(progress: Progress, result: StepResult, examples: int) -> None:
             f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed float16 (last loss "
             f"{float(result.loss)}): use --dtype bfloat16 or float32, or lower --learning_rate"
         )
-    if not result.skipped:
-        progress.unsettled.append(result)
+    progress.unsettled.append(UnsettledStep(progress.step, progress.learning_rate, result))
 
 
-def _settle(progress: Progress) -> None:
-    """Look at the steps since the last look; raises TrainingError where training diverged."""
+def _settle(progress: Progress, log: StepLog | None = None) -> None:
+    """Look at the steps since the last look and write them down; raises TrainingError where
+    training diverged."""
     if not progress.unsettled:
         return
-    results, progress.unsettled = progress.unsettled, []
+    steps, progress.unsettled = progress.unsettled, []
+    results = [one.result for one in steps]
     numbers = torch.stack([torch.stack([r.loss, r.grad_norm]) for r in results]).tolist()
-    for loss, norm in numbers:
+    for one, (loss, norm) in zip(steps, numbers, strict=True):
+        if log is not None:
+            log.add(one.step, _step_numbers(one, loss, norm))
+        if one.result.skipped:
+            continue
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"loss {loss} and gradient norm {norm} are not finite: lower "
                 "--learning_rate, use --grad_clip, or use --dtype float32"
             )
         progress.losses.append(loss)
+
+
+def _step_numbers(one: UnsettledStep, loss: float, norm: float) -> dict[str, object]:
+    """A line of steps.jsonl; a skipped step (of float16) moved no weight."""
+    return {
+        "loss": loss if math.isfinite(loss) else None,
+        "learning_rate": one.learning_rate,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        **({"skipped": True} if one.result.skipped else {}),
+    }
 
 
 def _metrics_line(progress: Progress, metrics: dict, epoch_steps: int) -> dict:
@@ -1035,7 +1129,7 @@ def _metrics_line(progress: Progress, metrics: dict, epoch_steps: int) -> dict:
         "train_loss": float(np.mean(progress.losses)) if progress.losses else None,
         "learning_rate": progress.learning_rate,
         "skipped_steps": progress.skipped,
-        "examples_per_second": progress.examples_per_second,
+        "examples_per_second": progress.recent.examples_per_second,
         "validation": metrics,
     }
 
@@ -1048,16 +1142,42 @@ def _evaluation_sentence(progress: Progress, metrics: dict) -> str:
     )
 
 
+class LineTimes:
+    """When a line of progress is due where there is no terminal."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.started = self.last_line = self.last_step = clock()
+        self.has_steps = False
+
+    def is_due_after_step(self) -> bool:
+        """Whether a line is due after a step: the first has one, and then there is none before it
+        would be late; a step that takes longer than the interval has a line of its own."""
+        now = self.clock()
+        step_seconds, self.last_step = now - self.last_step, now
+        first, self.has_steps = not self.has_steps, True
+        shortest, longest = SECONDS_BETWEEN_LINES
+        interval = min(longest, max(shortest, (now - self.started) / LINE_INTERVALS_OF_A_RUN))
+        return first or now + step_seconds - self.last_line >= interval
+
+    def note_line(self) -> None:
+        """Count from here: a line was said."""
+        self.last_line = self.last_step = self.clock()
+
+
 class _ProgressLine:
-    """A bar on a terminal; elsewhere some twenty plain lines a run."""
+    """A bar on a terminal; elsewhere plain lines, at the times of `LineTimes`."""
 
     def __init__(self, num_steps: int, first_step: int):
         self.num_steps, self.first_step = num_steps, first_step
         self.bar = tqdm(
             total=num_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
         )
-        self.plain_every = max(1, num_steps // PLAIN_LINES_PER_RUN)
+        self.times = LineTimes()
         self.started = time.perf_counter()
+        self.evaluation_seconds: float | None = None
+        # The last one looked at: showing must not make the host wait for a GPU.
+        self.loss: float | None = None
 
     def __enter__(self) -> _ProgressLine:
         return self
@@ -1066,26 +1186,38 @@ class _ProgressLine:
         self.bar.close()
 
     def show(self, progress: Progress, epoch: float) -> None:
-        speed, rate = progress.examples_per_second, progress.learning_rate
-        # The last loss looked at: showing must not make the host wait for a GPU.
-        loss = progress.losses[-1] if progress.losses else math.nan
+        speed, rate = progress.recent.examples_per_second, progress.learning_rate
+        self.loss = progress.losses[-1] if progress.losses else self.loss
+        # No loss yet is no loss of nan.
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
         if not self.bar.disable:
             self.bar.update()
-            self.bar.set_postfix_str(
-                f"loss {loss:.3f}, lr {rate:.1e}, {speed:.0f} examples/s", refresh=False
-            )
-        elif progress.step % self.plain_every == 0 or progress.step == self.num_steps:
+            self.bar.set_postfix_str(f"{loss}lr {rate:.1e}, {speed:.0f} examples/s", refresh=False)
+        elif self.times.is_due_after_step() or progress.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
             own_steps = progress.step - self.first_step
             left = elapsed / own_steps * (self.num_steps - progress.step)
             self.say(
                 f"step {progress.step}/{self.num_steps}, epoch {epoch:.2f}: "
-                f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
+                f"{loss}lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
             )
+
+    @contextlib.contextmanager
+    def evaluating(self, step: int) -> Iterator[None]:
+        """Say that an evaluation begins, where it may be long: the first, or as the last was."""
+        seconds = self.evaluation_seconds
+        if seconds is None:
+            self.say(f"step {step}: evaluating on the validation split")
+        elif seconds >= SECONDS_BETWEEN_LINES[0]:
+            self.say(f"step {step}: evaluating on the validation split, about {seconds:.0f} s")
+        started = time.perf_counter()
+        yield
+        self.evaluation_seconds = time.perf_counter() - started
 
     def say(self, sentence: str) -> None:
         self.bar.write(sentence, file=sys.stdout)
         sys.stdout.flush()
+        self.times.note_line()
 
 
 def captured(
@@ -1096,7 +1228,9 @@ def captured(
 ) -> dict:
     """All that a run depends on besides its command: what `restore` takes."""
     assert not progress.unsettled, "a step that nobody has looked at may have diverged"
-    kept = {f.name: getattr(progress, f.name) for f in fields(progress) if f.name != "unsettled"}
+    kept = {
+        f.name: getattr(progress, f.name) for f in fields(progress) if f.name not in OF_THIS_PROCESS
+    }
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -1198,6 +1332,8 @@ def read_whole(path: Path, mapped: bool = False) -> object:
         reason = f"record {damaged} has another checksum than it was written with"
     except FileNotFoundError:
         reason = "no such file"
+    except IsADirectoryError:
+        reason = "a folder, expected a file"
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError) as error:
         reason = _first_line(error)
     except (EOFError, ValueError, KeyError, NotImplementedError, OSError) as error:

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -76,10 +76,11 @@ class PairEncoding:
     """How two texts become one row of token ids."""
 
     tokenizer: Tokenizer
-    tokenizer_hash: str
+    tokenizer_hash: str  # of `hash_of_tokenizer`: the same everywhere that it is named
     end_of_text: int
     template: str
     block_size: int
+    file_hash: str = ""  # SHA-256 of the file's bytes, which older runs named it by
 
     @property
     def num_special_tokens(self) -> int:
@@ -191,6 +192,11 @@ def dataset_names(datasets: Sequence[str]) -> list[str]:
     return names
 
 
+def is_xnli(dataset: str) -> bool:
+    """Return whether a name is that of one of XNLI's sets, or of all."""
+    return dataset in ("hindi_xnli", "xnli_all", *(f"xnli_{code}" for code in XNLI_LANGUAGES))
+
+
 def short_name(dataset: str) -> str:
     """A dataset's name in files and tables: the last part of its path."""
     path = Path(dataset)
@@ -239,7 +245,7 @@ def load_pair_encoding(
     template alone decides what a row is. Raises DataError for a file that is no tokenizer or has
     no end-of-text token.
     """
-    path = _find_tokenizer(tokenizer_name, tokenizer_dir)
+    path = find_tokenizer(tokenizer_name, tokenizer_dir)
     return pair_encoding(path.read_bytes(), template, block_size, name=str(path))
 
 
@@ -272,8 +278,21 @@ def pair_encoding(
             f"{name}: has none of the end-of-text tokens {' '.join(END_OF_TEXT_TOKENS)}; "
             "add the one that pretraining put before every document"
         )
-    digest = hashlib.sha256(tokenizer_json).hexdigest()
-    return PairEncoding(tokenizer, digest, end_of_text, template, block_size)
+    file_hash = hashlib.sha256(tokenizer_json).hexdigest()
+    return PairEncoding(
+        tokenizer, hash_of_tokenizer(tokenizer), end_of_text, template, block_size, file_hash
+    )
+
+
+def hash_of_tokenizer(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 of a tokenizer as it is used here: of what the library writes of it, with
+    its keys in order, without truncation, padding, post-processing and dropout.
+
+    So the file of the pretraining, the copy in a fine-tuned checkpoint, and the same file indented
+    in another way have one hash.
+    """
+    content = json.loads(tokenizer.to_str())
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -382,6 +401,9 @@ def _find_source(
         )
     if _split_files(folder):
         return _files_source(folder, request, cache_dir)
+    if config is None and is_xnli(folder.name):
+        # The whole path of a copy means what its name alone does.
+        config = _hub_name(replace(request, dataset=folder.name))[1]
     return _repository_source(folder, config, request, cache_dir)
 
 
@@ -952,7 +974,8 @@ def _shown(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
-def _find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
+def find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
+    """Return the file that a path, or a name in `tokenizer_dir`, means; raises DataError."""
     places = [Path(name)]
     if tokenizer_dir is not None:
         places += [Path(tokenizer_dir) / name, Path(tokenizer_dir) / f"{name}.json"]

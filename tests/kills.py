@@ -3,15 +3,18 @@
     python tests/kills.py [--kills 50] [--seed 0] [--folder F]
 
 A kill is a SIGKILL. It comes at a random moment of training, every other one while a file is
-written. What has to be the same is every weight, the metrics file and results.json, times aside.
+written. What has to be the same is every weight, metrics.jsonl, steps.jsonl and results.json, times
+aside.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,10 +25,10 @@ from pathlib import Path
 
 import small_run
 import torch
+from limits import HANG_S
 
 PROJECT = Path(__file__).resolve().parents[1]
 TIMES = ("examples_per_second", "train_seconds")
-START_LIMIT_S = 120
 CHANGES = (
     *("--eval_interval", 5, "--save_interval", 2, "--batch_size", 3, "--seed", 5),
     *("--gradient_accumulation_steps", 3, "--max_tokens_per_batch", 200),
@@ -39,6 +42,13 @@ def command(assets: types.SimpleNamespace, out_dir: Path, kills: int) -> list[st
     return small_run.command(assets, out_dir, *CHANGES, "--max_steps", STEPS_PER_KILL * kills)
 
 
+def die_with_parent() -> None:
+    """Let Linux kill this process when the one that started it ends: no run is left behind."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
 def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
     """The command as a user gives it, its output added to `log`."""
     with open(log, "ab") as output:
@@ -47,19 +57,20 @@ def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+            preexec_fn=die_with_parent,
         )
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen, start_at: int = 0) -> bool:
     """Whether `text` came into `log` before the process ended."""
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         if text.encode() in log.read_bytes()[start_at:]:
             return True
         if process.poll() is not None:
             return False
         time.sleep(0.01)
-    raise TimeoutError(f"no {text!r} within {START_LIMIT_S} s:\n{log.read_text()}")
+    raise TimeoutError(f"no {text!r} within {HANG_S} s:\n{log.read_text()}")
 
 
 def wait_for_a_write(out_dir: Path, process: subprocess.Popen) -> None:
@@ -77,17 +88,19 @@ def outcome(out_dir: Path) -> dict:
     (checkpoint,) = out_dir.glob("*-ckpt.pt")
     (last,) = out_dir.glob("*-last.pt")
     lines = (out_dir / "metrics.jsonl").read_text().splitlines()
+    steps = (out_dir / "steps.jsonl").read_text()
     return {
         "best": torch.load(checkpoint, weights_only=True)["model"],
         "last": torch.load(last, weights_only=True)["model"],
         "results": without_times(json.loads((out_dir / "results.json").read_text())),
         "metrics": [without_times(json.loads(line)) for line in lines],
+        "steps": steps,
     }
 
 
 def differences(one: dict, two: dict) -> list[str]:
     """Names of what is not the same to the last bit."""
-    found = [key for key in ("results", "metrics") if one[key] != two[key]]
+    found = [key for key in ("results", "metrics", "steps") if one[key] != two[key]]
     for model in ("best", "last"):
         if one[model].keys() != two[model].keys():
             found.append(f"{model}: other weights")

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import small_run
 import torch
+import yaml
 from small_run import LABELS, command
 
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
 from evaluation import SCORES
 from inference import XNLIClassifier
+from xnli_data import load_pair_encoding
+from xnli_gpt.evaluation.sides import names_of_sides
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +172,8 @@ def test_datasets_of_several_languages_in_one_table(assets, capsys):
     for name, interval in results["macro_average"]["intervals"].items():
         assert interval == pytest.approx(results["datasets"]["xnli_ur"]["intervals"][name])
     assert [line["dataset"] for line in lines_of(out_dir)] == ["xnli_hi"] * 36 + ["xnli_ur"] * 36
-    table = capsys.readouterr().out.splitlines()
+    _precision, *table, places = capsys.readouterr().out.splitlines()
+    assert places == f"results: {out_dir}/results.json, predictions: {out_dir}/predictions.jsonl"
     accuracy = f"{results['macro_average']['accuracy']:.4f}"
     assert [line.split()[0] for line in table[1:]] == ["xnli_hi", "xnli_ur", "macro"]
     assert all(accuracy in line for line in table[1:])
@@ -192,7 +196,8 @@ def test_xnli_all_is_the_fifteen_languages(assets, capsys):
     results = results_of(out_dir)
     assert len(results["datasets"]) == 15
     assert results["datasets"]["xnli_sw"]["slices"]["negation"] == []
-    assert len(capsys.readouterr().out.splitlines()) == 17
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines].index("results:") == len(lines) - 1 >= 17
 
 
 @pytest.mark.parametrize("with_dataset", [True, False])
@@ -402,5 +407,143 @@ def test_an_evaluation_leaves_a_report(assets, tmp_path):
     assert evaluate.main(words(assets, tmp_path / "out", *argv)) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "other recipe" in page and "trained" in page and "McNemar" in page
+    assert results_of(tmp_path / "out")["comparison"]["names"][1].endswith("other recipe")
     assert 'src="http' not in page and "<script" not in page
     assert list((tmp_path / "out" / "figures").glob("confusion*.pdf"))
+
+
+# What a newcomer gives
+
+
+def test_a_runs_folder_is_its_model_and_its_data_are_what_is_scored(assets, evaluated, capsys):
+    out_dir = run(assets, "by_folder", "--checkpoint", assets.out_dir)
+    out = capsys.readouterr().out
+    assert f"the run's own data: {assets.dataset}" in out
+    assert results_of(out_dir)["datasets"] == results_of(evaluated)["datasets"]
+    assert results_of(out_dir)["checkpoint"]["file"] == str(assets.seeds[0])
+    save = assets.out_dir / "pairs-last.pt"
+    out_dir = run(assets, "by_save", "--checkpoint", save)
+    assert f"note: {save} is a save to resume from" in capsys.readouterr().err
+    assert results_of(out_dir)["datasets"] == results_of(evaluated)["datasets"]
+
+
+def test_folders_and_saves_without_a_model(assets, capsys, tmp_path):
+    (line,) = refusal(assets, capsys, "--checkpoint", assets.folder)
+    assert "several models (binary-ckpt.pt, broken-ckpt.pt, " in line and "name one" in line
+    (line,) = refusal(assets, capsys, "--checkpoint", assets.dataset)
+    assert "a folder without a model" in line and "the folder of a run" in line
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "x-last.pt").write_bytes((assets.out_dir / "pairs-last.pt").read_bytes())
+    (line,) = refusal(assets, capsys, "--checkpoint", begun)
+    assert "has not been evaluated yet" in line
+    (line,) = refusal(assets, capsys, "--checkpoint", begun / "x-last.pt")
+    assert f"{begun}/x-ckpt.pt, which is not there" in line
+    (begun / "x-last.pt").rename(begun / "x.pt")
+    (line,) = refusal(assets, capsys, "--checkpoint", begun / "x.pt")
+    assert "a save to resume from, not a model" in line
+
+
+def change_data(**changes: object):
+    return lambda saved: saved["data"].update(changes)
+
+
+def test_the_columns_of_a_run_belong_to_its_data(assets, capsys, tmp_path, evaluated):
+    folder = small_run.write_dataset(tmp_path / "renamed")
+    for path in folder.glob("*.jsonl"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('"label"', '"gold"').replace('"premise"', '"first"'))
+    changes = {"dataset": [str(folder)], "text_column": ["first", "hypothesis"]}
+    model = save_variant(assets, "renamed", change_data(label_column="gold", **changes))
+    found = results_of(run(assets, "renamed", "--checkpoint", model))["datasets"]["renamed"]
+    assert found == results_of(evaluated)["datasets"]["pairs"]
+    # For other data the defaults count, and what is given counts before both.
+    (line,) = refusal(assets, capsys, "--checkpoint", model, "--dataset", folder)
+    assert "no column premise, label" in line
+    (line,) = refusal(assets, capsys, "--checkpoint", model, "--label_column", "label")
+    assert "no column label" in line
+    model = save_variant(assets, "elsewhere", change_data(dataset=["/none/pairs"]))
+    (line,) = refusal(assets, capsys, "--checkpoint", model)
+    assert "fine-tuned on /none/pairs, which is no folder here" in line and "--dataset" in line
+    out_dir = run(assets, "moved", "--checkpoint", model, "--data_dir", assets.folder)
+    assert list(results_of(out_dir)["datasets"]) == ["pairs"]
+    (line,) = refusal(assets, capsys, "--checkpoint", assets.seeds[0], model)
+    assert "was fine-tuned on other data than" in line and "--dataset" in line
+
+
+def test_checkpoints_of_older_versions_know_the_names_of_their_data(assets, capsys, tmp_path):
+    def forget(names: list[str]):
+        return lambda saved: (saved.pop("data"), saved.update(datasets=names))
+
+    old = save_variant(assets, "old", forget(["pairs"]))
+    (line,) = refusal(assets, capsys, "--checkpoint", old)
+    assert "was fine-tuned on pairs, and does not say where that is" in line
+    named = save_variant(assets, "named", forget(["xnli_hi", "xnli_ur"]))
+    out_dir = run(assets, "named", "--checkpoint", named, "--data_dir", assets.folder)
+    assert list(results_of(out_dir)["datasets"]) == ["xnli_hi", "xnli_ur"]
+    beside = tmp_path / "old run" / "pairs-ckpt.pt"
+    beside.parent.mkdir()
+    beside.write_bytes(old.read_bytes())
+    flags = {"dataset": [str(assets.dataset)], "text_column": ["premise", "hypothesis"]}
+    (beside.parent / "config.yaml").write_text(yaml.safe_dump({"flags": flags, "decisive": {}}))
+    out_dir = run(assets, "beside", "--checkpoint", beside.parent)
+    assert results_of(out_dir)["datasets"]["pairs"]["examples"] == 18
+
+
+def test_one_tokenizer_has_one_hash(assets, evaluated):
+    config = yaml.safe_load((assets.out_dir / "config.yaml").read_text(encoding="utf-8"))
+    in_config = config["found"]["tokenizer"]["sha256"]
+    assert results_of(evaluated)["checkpoint"]["tokenizer_sha256"] == in_config
+    tokenizer = json.loads(assets.tokenizer.read_text(encoding="utf-8"))
+    indented = assets.folder / "indented.json"
+    indented.write_text(json.dumps(tokenizer, indent=3), encoding="utf-8")
+    for path, same in [(indented, True), (assets.large_tokenizer, False)]:
+        assert (load_pair_encoding(str(path)).tokenizer_hash == in_config) == same
+
+
+def test_the_sides_of_a_comparison_have_names(assets, capsys, tmp_path):
+    places = [tmp_path / rate / seed for rate in ("lr1e-4", "lr5e-5") for seed in ("s1", "s2")]
+    models = [assets.seeds[0], assets.seeds[1], assets.seeds[2], assets.longer]
+    for place, model in zip(places, models, strict=True):
+        place.mkdir(parents=True)
+        (place / "pairs-ckpt.pt").write_bytes(model.read_bytes())
+    sides = ["--checkpoint", *places[:2], "--compare", places[2]]
+    out_dir = run(assets, "sides", *sides)
+    assert results_of(out_dir)["comparison"]["names"] == ["lr1e-4", "lr5e-5/s1"]
+    out = capsys.readouterr().out
+    assert "lr1e-4 against lr5e-5/s1:" in out and "pairs: accuracy lr1e-4 0." in out
+    out_dir = run(assets, "named", *sides, "--names", "high", "low")
+    assert results_of(out_dir)["comparison"]["names"] == ["high", "low"]
+    (line,) = refusal(assets, capsys, *sides, "--names", "same", "same")
+    assert "the same name for both sides" in line
+    (line,) = refusal(assets, capsys, "--checkpoint", places[0], "--names", "a", "b")
+    assert "--names: needs --compare" in line
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        (["o/lr1/s1/x", "o/lr1/s2/x"], ["o/lr2/s1/x", "o/lr2/s2/x"], ["lr1", "lr2"]),
+        (["newcomer/a/newcomer/x"], ["newcomer/b/newcomer/x"], ["a", "b"]),
+        (["o/x-ckpt.pt"], ["o/y-ckpt.pt"], ["x", "y"]),
+        (["o/s1/x", "o/s2/x"], ["o/s3/x"], ["o", "o/s3"]),
+        (["a/x"], ["a/b/x"], ["a", "a/b"]),
+        (["a/lr1/s1/x"], ["b/lr2/s1/x"], ["a/lr1", "b/lr2"]),
+        (["o/x"], ["o/x"], ["first", "second"]),
+    ],
+)
+def test_what_differs_between_paths_names_them(first, second, names):
+    assert names_of_sides([Path(p) for p in first], [Path(p) for p in second]) == names
+
+
+def test_a_model_of_one_answer_is_called_that(assets, capsys):
+    def answer_always(saved: dict) -> None:
+        saved["model"]["head.output.bias"] = torch.tensor([0.0, 1e4, 0.0])
+
+    model = save_variant(assets, "constant", answer_always)
+    run(assets, "constant", "--checkpoint", model)
+    warning, places = capsys.readouterr().out.splitlines()[-2:]
+    assert "answers one class alone" in warning and "(neutral on pairs)" in warning
+    assert places.startswith("results: ")
+    run(assets, "several", "--checkpoint", assets.seeds[0])
+    assert "one class alone" not in capsys.readouterr().out

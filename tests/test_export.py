@@ -321,6 +321,15 @@ def test_the_card_has_test_metrics_only_of_this_model(fine_tuned, tmp_path):
         assert f"| accuracy | {saved['metrics']['accuracy']:.4f} |\n" in card
 
 
+def test_the_card_calls_a_model_of_one_answer_that(fine_tuned, tmp_path):
+    saved = inference.read_fine_tuned(fine_tuned["small"])
+    encoding = inference.encoding_of_saved(saved, Path("x"))
+    said = "**This model answers one class alone:** neutral to every pair of validation."
+    for confusion, called in [([[0, 5, 0]] * 3, True), ([[0, 5, 0], [1, 4, 0], [0, 5, 0]], False)]:
+        saved["metrics"]["confusion"] = confusion
+        assert (said in model_card(saved, tmp_path / "pairs-ckpt.pt", encoding)) == called
+
+
 def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
     saved = inference.read_fine_tuned(fine_tuned["small"])
     of_set = saved["metrics"]

@@ -5,17 +5,20 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import checkpoints
+import kills
 import numpy as np
 import pytest
 import small_run
 import torch
 import yaml
+from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 from small_run import LABELS, NAMES, command, rows_about
 from tokenizers import Tokenizer
@@ -26,6 +29,7 @@ import xnli_data
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTConfig
 from xnli_data import collate, load_pair_encoding
+from xnli_gpt.provenance import code_commit
 
 PROJECT = Path(finetune.__file__).parent
 FLAGS = [flag for group in finetune.FLAGS.values() for flag in group]
@@ -125,16 +129,65 @@ def test_metrics_jsonl_has_a_line_an_evaluation_and_the_best_of_them_is_kept(tra
 
 
 def test_config_yaml_tells_what_was_run(trained, assets):
-    config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
-    assert set(config["flags"]) == {flag.name for flag in FLAGS}
-    assert config["flags"]["backbone_lr_scale"] == 0.5
-    assert config["flags"]["weight_decay"] == 0.01
-    assert config["versions"]["torch"] == torch.__version__
-    assert config["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
-    assert len(config["data"]["content_sha256"]["pairs"]) == 64
-    assert config["data"]["classes"] == list(LABELS)
-    assert config["checkpoint"]["checkpoint_format"] == "small"
-    assert (config["device"], config["dtype"]) == ("cpu", "float32")
+    text = (trained / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    found = config.pop("found")
+    assert set(config) <= {flag.name for flag in FLAGS} and None not in config.values()
+    assert config["backbone_lr_scale"] == 0.5
+    assert config["weight_decay"] == 0.01
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
+    assert len(found["data"]["content_sha256"]["pairs"]) == 64
+    assert found["data"]["classes"] == list(LABELS)
+    assert found["checkpoint"]["checkpoint_format"] == "small"
+    assert (found["device"], found["dtype"]) == ("cpu", "float32")
+    assert found["commit"] == code_commit()
+    assert "&id" not in text and "*id" not in text
+
+
+def test_config_yaml_runs_a_run_again_from_anywhere(assets, tmp_path, monkeypatch, capsys):
+    """Its paths were relative, and of two checkpoints the later one is taken by now."""
+    monkeypatch.chdir(assets.folder)
+    words = ["--dataset", "pairs", "--pretrained_ckpt_path", "state_step*.pt", "--max_steps", "4"]
+    words += ["--tokenizer_name", "tokenizer.json", "--block_size", "160", "--batch_size", "6"]
+    words += ["--no-report", "--device", "cpu", "--out_dir", tmp_path.name, "--eval_interval", "2"]
+    assert finetune.main(words) == 0
+    assert not list(tmp_path.iterdir())
+    first = assets.folder / tmp_path.name
+    newer = shutil.copy(assets.checkpoint, assets.folder / "state_step000200.pt")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    recipe = ["--config", str(first / "config.yaml")]
+    assert finetune.main([*recipe, "--out_dir", "again"]) == 0
+    assert finetune.main(recipe) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "finished already, nothing is left to do" in out
+    assert out[-1].startswith(f"results: {first / 'results.json'}, model: {first}/pairs-ckpt.pt (")
+    Path(newer).unlink()
+    assert kills.differences(*map(kills.outcome, (first, tmp_path / "again"))) == []
+    configs = [yaml.safe_load((f / "config.yaml").read_text()) for f in (first, Path("again"))]
+    for config in configs:
+        del config["found"], config["out_dir"]
+    assert configs[0] == configs[1]
+
+
+def test_an_older_config_yaml_runs_its_run_again_and_guards_its_folder(trained, tmp_path, capsys):
+    content = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+    found = content.pop("found")
+    old = {"flags": content | {"dataset_config": None, "out_dir": str(tmp_path)}} | found
+    old["tokenizer"] = {"sha256": found["tokenizer"]["file_sha256"]}
+    old["decisive"] = found["decisive"] | {"tokenizer": found["tokenizer"]["file_sha256"]}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(old))
+    shutil.copy(trained / "pairs-ckpt.pt", tmp_path)
+    (line,) = error_lines(["--config", path, "--seed", 77], capsys)
+    assert "--seed 3 there, 77 now" in line and "tokenizer" not in line
+    assert finetune.main(["--config", str(path), "--max_steps", "12"]) == 2
+    capsys.readouterr()
+    (tmp_path / "pairs-ckpt.pt").unlink()
+    assert finetune.main(["--config", str(path)]) == 0
+    weights = [load_saved(folder)["model"] for folder in (trained, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_saved_model_has_what_using_it_needs_and_no_head_of_pretraining(trained, assets):
@@ -225,7 +278,8 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(assets, tmp_path, ca
     assert "\r" not in out + err and "\x1b" not in out + err
     assert "step 1/2, epoch 0.33: loss " in out
     assert "step 2: validation accuracy" in out
-    assert out.splitlines()[-1].startswith("done in ")
+    places = f"results: {tmp_path}/results.json, model: {tmp_path}/pairs-ckpt.pt (done in "
+    assert out.splitlines()[-1].startswith(places)
     assert not err
 
 
@@ -234,19 +288,19 @@ def weights_of(out_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_command_twice_gives_the_same_weights_and_another_seed_others(assets, tmp_path):
-    def start(name: str, seed: int) -> subprocess.Popen:
+    def words(name: str, seed: int) -> list[str]:
         changes = ("--max_steps", 3, "--eval_interval", 3, "--seed", seed)
-        argv = command(assets, tmp_path / name, *changes)
-        return subprocess.Popen(
-            [sys.executable, PROJECT / "finetune_hindi_xnli.py", *argv],
-            env=subprocess_environment(),
-            stdout=subprocess.DEVNULL,
-        )
+        return command(assets, tmp_path / name, *changes)
 
-    processes = [start("one", 5), start("two", 5)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    changes = ("--max_steps", 3, "--eval_interval", 3, "--seed", 6)
-    assert finetune.main(command(assets, tmp_path / "other", *changes)) == 0
+    subprocess.run(
+        [sys.executable, PROJECT / "finetune_hindi_xnli.py", *words("one", 5)],
+        env=subprocess_environment(),
+        stdout=subprocess.DEVNULL,
+        timeout=HANG_S,
+        check=True,
+    )
+    assert finetune.main(words("two", 5)) == 0
+    assert finetune.main(words("other", 6)) == 0
     one, two, other = (weights_of(tmp_path / name) for name in ("one", "two", "other"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     assert not torch.equal(one["head.output.weight"], other["head.output.weight"])
@@ -280,7 +334,7 @@ def test_mixed_precision_runs_on_a_cpu_and_saves_float32(assets, tmp_path, dtype
     assert isinstance(results["skipped_steps"], int)
     assert {tensor.dtype for tensor in weights_of(tmp_path).values()} == {torch.float32}
     config = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
-    assert config["dtype"] == dtype
+    assert config["dtype"] == config["found"]["dtype"] == dtype
 
 
 @pytest.mark.parametrize("eval_interval", [1, 100], ids=["found in validation", "in training"])
@@ -459,7 +513,7 @@ def run_without_a_compiler(
         ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
 
 
@@ -790,7 +844,7 @@ def test_the_command_itself_exits_with_2_and_no_traceback(assets, tmp_path):
         env=subprocess_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 2
     assert [line.split(" ")[1] for line in done.stderr.splitlines()] == [
@@ -974,7 +1028,7 @@ def test_importing_the_entry_point_imports_no_logger(tmp_path):
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
 
@@ -1003,7 +1057,10 @@ def test_a_logger_gets_every_evaluations_scalars(flags, assets, tmp_path, monkey
     if flags == ["--wandb_log"]:
         logged |= dict(sys.modules["wandb"].logged)
     lines = read_lines(tmp_path / "out")
-    assert sorted(logged) == ([2, 4] if flags else [])
+    assert sorted(logged) == ([1, 2, 3, 4] if flags else [])
+    steps = (tmp_path / "out" / "steps.jsonl").read_text().splitlines()
+    if flags == ["--tensorboard"]:
+        assert [logged[i]["loss"] for i in range(1, 5)] == [json.loads(s)["loss"] for s in steps]
     for line in lines if flags else []:
         scalars = logged[line["step"]]
         assert scalars["train_loss"] == line["train_loss"]

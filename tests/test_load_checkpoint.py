@@ -23,6 +23,7 @@ import pytest
 import reference
 import torch
 from checkpoints import gpt_call, random_state, save_checkpoint
+from limits import HANG_S
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -395,10 +396,13 @@ function = getattr(loader, sys.argv[1])
 function(sys.argv[2])  # the first load imports much of torch
 samples, done, watcher = [anonymous()], threading.Event(), threading.Thread(target=watch)
 watcher.start()
-result = function(sys.argv[3])
+# So often that the watcher had its turns.
+while len(samples) < 6:
+    result = None
+    result = function(sys.argv[3])
 done.set()
 watcher.join()
-print(max(samples) - samples[0], len(samples))
+print(max(samples) - samples[0])
 """
 
 
@@ -412,15 +416,15 @@ def test_the_most_memory_that_loading_takes(tmp_path, function, most):
     path = save_checkpoint(tmp_path / "file.pt", state, optimizers=[moments])
     first = tiny_file(tmp_path, "medium")
     done = run_python("-c", MEASURE_PEAK, function, str(first), str(path))
-    growth, num_samples = map(int, done.stdout.split())
+    growth = int(done.stdout)
     weights = sum(t.numel() for t in state.values()) * 4 // 1024
-    assert weights > 75_000 and num_samples > 5
+    assert weights > 75_000
     assert growth < most * weights  # KiB
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG_S
     )
 
 
@@ -504,7 +508,20 @@ def test_a_name_too_long_for_the_file_system(tmp_path, capsys):
 
 
 def test_a_directory(tmp_path, capsys):
-    assert_refused(tmp_path, "not a file", capsys)
+    assert_refused(tmp_path, "a folder, not a file, and without a .*pt in it", capsys)
+    for count, told in ((1, "give the checkpoint in it, .*step0.pt"), (2, "with 2 checkpoints")):
+        (tmp_path / f"step{count - 1}.pt").touch()
+        assert_refused(tmp_path, told, capsys)
+
+
+def test_several_files_as_a_shell_makes_of_a_glob(tmp_path, capsys):
+    assert main(["a_val1.pt", "b_val2.pt", "c.pt", "--json"]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert not out and line.startswith(
+        "error: 3 checkpoints (a_val1.pt, b_val2.pt, c.pt): name one"
+    )
+    assert "the glob into quotes" in line
 
 
 @pytest.mark.parametrize(
@@ -1241,6 +1258,7 @@ def test_without_a_recorded_loss_there_is_no_verdict(tmp_path, capsys):
     path = tiny_file(tmp_path, "medium")
     assert main([str(path), "--lm_check", str(shard), "--lm_row_length", "30"]) == 0
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].endswith(", no recorded loss to compare with")
     assert "lm_loss" in printed and "verdict" not in printed.split("lm_check")[1]
 
 
@@ -1250,6 +1268,8 @@ def test_the_inspector_prints_every_field(tmp_path, capsys):
     assert main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == list(info)
+    network = f"format medium, {info['num_layers']} layers, {info['num_heads']} heads, width "
+    assert lines[-1].startswith(f"  in short: {path}: {network}{info['model_dim']}")
     assert main([str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == info
 
@@ -1272,17 +1292,25 @@ def test_the_inspector_as_a_command(tmp_path):
     assert json.loads(done.stdout)["file"] == str(path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "hostile"])
-def test_errors_of_the_inspector_as_a_command(tmp_path, damage):
-    malice = {"extra": Calls(os.system, "true")} if damage == "hostile" else {}
-    path = tiny_file(tmp_path, "medium", **malice)
+def assert_an_error(path: Path, code: int, stdout: str, stderr: str) -> None:
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {path}: ") and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_errors_of_the_inspector(tmp_path, capsys, damage):
+    path = tiny_file(tmp_path, "medium")
     if damage == "missing":
         path.unlink()
-    if damage == "truncated":
+    else:
         path.write_bytes(path.read_bytes()[:-100])
+    assert_an_error(path, main([str(path)]), *capsys.readouterr())
+
+
+def test_a_hostile_file_and_the_inspector_as_a_command(tmp_path):
+    path = tiny_file(tmp_path, "medium", extra=Calls(os.system, "true"))
     done = run_python("load_checkpoint_helper.py", str(path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
+    assert_an_error(path, done.returncode, done.stdout, done.stderr)
 
 
 def test_one_thread_at_a_time_opens_an_entry(tmp_path, monkeypatch):

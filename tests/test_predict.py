@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_run
 import torch
+from limits import HANG_S
 from small_run import LABELS, rows_about
 
 import finetune_hindi_xnli as finetune
@@ -82,6 +83,11 @@ def error_lines(capsys, assets, *words: object, code: int = 2) -> list[str]:
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("error: ") for line in lines), lines
     return lines
+
+
+def place_of_results(capsys) -> str:
+    """The last line of what a command says."""
+    return capsys.readouterr().out.splitlines()[-1]
 
 
 def given_stdin(monkeypatch, text: str | bytes) -> None:
@@ -209,6 +215,25 @@ def test_logits_that_are_not_finite_are_an_error(assets, tmp_path):
         XNLIClassifier.load(path, device="cpu").predict([PAIR])
 
 
+def test_a_runs_folder_or_save_stands_for_its_model(assets, classifier, tmp_path, capsys):
+    logits = classifier.predict([PAIR])[0].logits
+    save = assets.run / "pairs-last.pt"
+    for path in (assets.run, str(assets.run), save):
+        assert XNLIClassifier.load(path, device="cpu").predict([PAIR])[0].logits == logits
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note == f"note: {save} is a save to resume from; {assets.fine_tuned} is its best model"
+    argv = ["--checkpoint", str(assets.run), "--export", str(tmp_path / "exported")]
+    assert predict.main(argv) == 0
+    assert place_of_results(capsys).startswith(f"exported: {tmp_path / 'exported'} (")
+    assert "Test was scored once" in (tmp_path / "exported/README.md").read_text(encoding="utf-8")
+    lone = tmp_path / "lone-prev.pt"
+    lone.write_bytes(save.read_bytes())
+    with pytest.raises(RunError, match="lone-ckpt.pt, which is not there"):
+        XNLIClassifier.load(lone)
+    with pytest.raises(RunError, match="a folder without a model"):
+        XNLIClassifier.load(tmp_path)
+
+
 # One pair
 
 
@@ -238,12 +263,13 @@ def test_one_pair_as_json(assets, classifier, capsys):
 
 
 def test_a_file_keeps_its_order_and_its_other_columns(
-    assets, classifier, tmp_path, in_chunks_of_two
+    assets, classifier, tmp_path, in_chunks_of_two, capsys
 ):
     rows = rows_of_different_lengths()
     source = write_jsonl(tmp_path / "pairs.jsonl", rows)
     output = tmp_path / "predictions.jsonl"
     assert run(assets, "--input", source, "--output", output) == 0
+    assert place_of_results(capsys) == f"predictions: {output} ({len(rows)} pairs)"
     records = read_jsonl(output)
     expected = classifier.predict(pairs_of(rows))
     assert len(records) == len(rows)
@@ -333,7 +359,10 @@ def test_bad_rows_are_skipped_by_flag_and_named(assets, tmp_path, capsys, in_chu
     output = tmp_path / "out.jsonl"
     assert run(assets, "--input", source, "--output", output, "--bad_rows", "skip") == 0
     assert [record["id"] for record in read_jsonl(output)] == list(range(len(BAD_JSONL)))
-    said = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    places = f"predictions: {output} ({len(BAD_JSONL)} pairs, {len(BAD_JSONL)} rows skipped)"
+    assert out.splitlines() == [places]
+    said = err.splitlines()
     lines = [int(line.split(" line ")[1].split(":")[0]) for line in said]
     assert sorted(lines) == [1 + 2 * i for i in range(len(BAD_JSONL))]
     assert all(line.startswith(f"skipped {source} line ") for line in said)
@@ -483,7 +512,7 @@ def test_a_real_pipe_in_the_plainest_locale(assets):
         input="\t".join(PAIR).encode(),
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | plainest,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 0 and not done.stderr
     (line,) = done.stdout.decode().splitlines()

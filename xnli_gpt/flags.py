@@ -25,6 +25,8 @@ import yaml
 from xnli_gpt.choices import AUTO, DTYPES, EVALUATION_TOKENS
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+# The key of a run's config.yaml that holds what is no flag.
+FOUND = "found"
 # Of whole numbers, where a flag has no bound of its own.
 LARGEST = (1 << 63) - 1
 # How a message shows what a user gave.
@@ -315,7 +317,8 @@ def _argparse_options(flag: Flag) -> dict[str, object]:
     metavar = "|".join(flag.choices) if flag.choices else flag.kind.__name__.upper()
     options |= {"type": _lenient(flag.kind), "metavar": flag.metavar or metavar}
     # Without its word a positional flag is for the command to miss, among all other problems.
-    return options | {"nargs": "?" if flag.positional else flag.count}
+    nargs = {None: "?", "+": "*"}[flag.count] if flag.positional else flag.count
+    return options | {"nargs": nargs}
 
 
 def _lenient(kind: type) -> Callable[[object], object]:
@@ -346,11 +349,22 @@ def _read_recipe(path: Path, groups: FlagGroups) -> tuple[dict, list[str]]:
         return {}, [f"--config {path}: can't be read ({_shown(reason)})"]
     if not isinstance(recipe, dict):
         return {}, [f"--config {path}: expected a mapping of flags to values"]
+    recipe = _without_findings(recipe)
     flags = {flag.name: flag for flag in _flags_of(groups)}
     unknown = [_unknown_key(key, flags) for key in recipe if key not in flags]
     problems = [f"--config {path}: {problem}" for problem in unknown]
     known = {key: value for key, value in recipe.items() if key in flags and value is not None}
     return {key: _recipe_value(flags[key], value) for key, value in known.items()}, problems
+
+
+def _without_findings(recipe: dict) -> dict:
+    """Return the flags alone of a run's config.yaml, which also says what the run found.
+
+    Older ones hold the flags under a key of their own.
+    """
+    if isinstance(recipe.get("flags"), dict) and "decisive" in recipe:
+        return recipe["flags"]
+    return {key: value for key, value in recipe.items() if key != FOUND}
 
 
 def _unknown_key(key: object, flags: Mapping[str, Flag]) -> str:

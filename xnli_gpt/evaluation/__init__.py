@@ -1,0 +1,1 @@
+"""Scores: metrics, intervals, comparison, slices, predictions."""

@@ -1,0 +1,36 @@
+"""What a model's answers on a split are like, whatever is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def only_answer(metrics: Mapping[str, object]) -> str | None:
+    """Return the class that a model gives to every row of a split; None where it gives several.
+
+    `metrics` are those of one split, with its "confusion" (rows by class, columns by answer) and
+    "per_class" in the order of the classes. Of several models, all of them have to agree.
+    """
+    if "confusion" not in metrics or "per_class" not in metrics:
+        return None
+    answers = [sum(column) for column in zip(*metrics["confusion"], strict=True)]
+    given = [name for name, count in zip(metrics["per_class"], answers, strict=True) if count]
+    return given[0] if len(given) == 1 else None
+
+
+def only_answers(metrics: Mapping[str, object], name: str) -> dict[str, str]:
+    """Return the same by what was scored: `name`, or each of the sets of a mean over several."""
+    of_sets = metrics.get("sets") or {name: metrics}
+    answers = {place: only_answer(of_set) for place, of_set in of_sets.items()}
+    return {place: answer for place, answer in answers.items() if answer is not None}
+
+
+def one_class_warning(answers: Mapping[str, str]) -> str | None:
+    """Return what is to be said of such a model, by the places of `only_answers`; None without."""
+    if not answers:
+        return None
+    told = ", ".join(f"{answer} on {place}" for place, answer in answers.items())
+    return (
+        f"warning: the model answers one class alone, whatever the pair ({told}): it tells nothing "
+        "apart, and its accuracy is the share of that class"
+    )

@@ -1,0 +1,48 @@
+"""The data that a fine-tuned checkpoint comes from, as it or its run's config.yaml tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+# The ending of a fine-tuned checkpoint's name, and of that of the best for one set.
+_ENDING = "-ckpt"
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The flags of a run that say which rows it is about."""
+
+    dataset: list[str]
+    dataset_config: str | None = None
+    data_dir: str | None = None
+    text_column: list[str] | None = None
+    label_column: str | None = None
+    is_recorded: bool = True  # else only the last part of a folder's path, or of a name, is known
+
+
+def own_data_of(path: Path, saved: Mapping[str, object]) -> OwnData:
+    """Return what the fine-tuned checkpoint `saved`, read from `path`, was fine-tuned on.
+
+    Checkpoints of older versions name their datasets alone; then config.yaml beside them is asked.
+    """
+    recorded = saved.get("data") or _flags_beside(path)
+    if recorded is not None:
+        fields = ("dataset", "dataset_config", "data_dir", "text_column", "label_column")
+        return OwnData(**{name: recorded.get(name) for name in fields})
+    datasets = saved.get("datasets") or path.stem.removesuffix(_ENDING).split("+")
+    return OwnData(list(datasets), is_recorded=False)
+
+
+def _flags_beside(path: Path) -> dict | None:
+    """Return the flags of an older run's config.yaml, where it is that of the checkpoint."""
+    try:
+        content = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        flags = content["flags"]
+        name = "+".join(Path(dataset).name for dataset in flags["dataset"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+    return flags if path.stem.removesuffix(_ENDING) == name else None

@@ -1,0 +1,1 @@
+"""Training: recipe, optimizer, steps, saves, and the records that a run leaves."""
