@@ -57,7 +57,6 @@ from inference import (
     read_fine_tuned,
     split_logits,
 )
-from report import write_report
 from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
 from xnli_data import (
     SPLITS,
@@ -71,6 +70,7 @@ from xnli_data import (
     load_texts,
     short_name,
 )
+from xnli_gpt.provenance import code_commit
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULT_DATASET = "hindi_xnli"
@@ -582,19 +582,33 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
 
 def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> None:
     """report.html, report.md and figures/ beside results.json."""
+    # Only here: matplotlib takes seconds to import.
+    from xnli_gpt.report import ReportContent, write_report
+
     comparison = results.get("comparison")
     if comparison is not None:
         comparison = comparison | {"names": [_side(inputs.first), _side(inputs.second)]}
-    write_report(
-        args.out_dir,
+    content = ReportContent(
         f"{_side(inputs.first)} on {', '.join(results['datasets'])} ({args.split})",
-        facts=_facts(inputs, results),
         results=results["datasets"],
-        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        split=args.split,
         macro_average=results["macro_average"] if len(results["datasets"]) > 1 else None,
+        random_trunk=_random_trunk(inputs, comparison),
         seeds=results.get("seeds"),
         comparison=comparison,
+        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        facts=_facts(inputs, results),
+        recipe={name: value for name, value in vars(args).items() if name != "config"},
     )
+    write_report(args.out_dir, content)
+
+
+def _random_trunk(inputs: Inputs, comparison: Mapping | None) -> dict[str, float]:
+    """The accuracies of what is compared with, where that is a trunk of random weights."""
+    second = [source.facts.get("pretrained") or {} for source in inputs.second]
+    if comparison is None or not all(one.get("random_init") for one in second):
+        return {}
+    return {name: one["accuracy"]["second"] for name, one in comparison["datasets"].items()}
 
 
 def _side(sources: Sequence[Source]) -> str:
@@ -607,6 +621,7 @@ def _side(sources: Sequence[Source]) -> str:
 def _facts(inputs: Inputs, results: dict) -> dict[str, object]:
     return {
         "command": results["command"],
+        "commit": code_commit(),
         "scored": [f"{source.path} {source.facts.get('sha256', '')}" for source in inputs.first],
         "compared with": [str(source.path) for source in inputs.second] or None,
         "pretrained": inputs.first[0].facts.get("pretrained"),

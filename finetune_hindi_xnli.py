@@ -70,7 +70,6 @@ from model import (
     PackedRow,
     compile_trunk,
 )
-from report import write_report
 from training import (
     ALONE,
     EMBEDDING_UPDATES,
@@ -118,6 +117,7 @@ from xnli_data import (
     pair_encoding,
     short_name,
 )
+from xnli_gpt.provenance import code_commit
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 SELF_CHECK_TEXTS = 256
@@ -1107,21 +1107,27 @@ def report_on_test(
     }
     if not inputs.ranks.is_first:
         return {}
+    # Only here: matplotlib takes seconds to import.
+    from xnli_gpt.report import ReportContent, read_steps, write_report
+
     out_dir = Path(args.out_dir)
     save_atomically(
         out_dir / "predictions.jsonl", lambda path: write_predictions(path, "test", scored)
     )
     metrics = {name: split_metrics(one) for name, one in scored.items()}
-    write_report(
-        out_dir,
-        f"{run_name(args)}: {Path(inputs.info['file']).name}, fine-tuned",
-        facts=_facts(args, run),
+    trunk = "random trunk" if args.random_init else Path(inputs.info["file"]).name
+    content = ReportContent(
+        f"{run_name(args)}: {trunk}, fine-tuned",
         results=metrics,
+        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
         history=progress.lines,
+        steps=read_steps(out_dir / "steps.jsonl"),
         best_step=progress.best_step,
         predictions=_lines_of(scored),
-        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
+        facts=_facts(args, run, progress),
+        recipe={name: value for name, value in vars(args).items() if name != "config"},
     )
+    write_report(out_dir, content)
     return metrics
 
 
@@ -1156,11 +1162,15 @@ def _lines_of(scored: dict[str, ScoredSplit]) -> Iterator[dict]:
         yield from prediction_lines(name, "test", one)
 
 
-def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
+def _facts(args: argparse.Namespace, run: dict, progress: Progress) -> dict[str, object]:
     """What the report says was run; config.yaml has all of it."""
     info = run["checkpoint"]
     return {
         "command": run["command"],
+        "commit": code_commit(),
+        "best validation": _best_validation(progress),
+        "training": f"{progress.step} steps, {progress.examples} examples",
+        "duration": _training_time(progress),
         "pretrained checkpoint": info["file"],
         "its weights": info["weights_id"],
         "its format": info["checkpoint_format"],
@@ -1177,6 +1187,20 @@ def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
         "versions": run["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _best_validation(progress: Progress) -> str | None:
+    if progress.best is None:
+        return None
+    figures = [f"{name.replace('_', ' ')} {progress.best[name]:.4f}" for name in METRICS]
+    return f"{', '.join(figures)} at step {progress.best_step} of {progress.step}"
+
+
+def _training_time(progress: Progress) -> str:
+    from xnli_gpt.report.wording import duration
+
+    length = duration(progress.train_seconds)
+    return f"{length} of training, {progress.examples_per_second:.1f} examples/s"
 
 
 def write_results(
