@@ -1190,9 +1190,11 @@ def _facts(args: argparse.Namespace, run: dict, progress: Progress) -> dict[str,
 
 
 def _best_validation(progress: Progress) -> str | None:
+    from xnli_gpt.report.wording import METRIC_TITLES
+
     if progress.best is None:
         return None
-    figures = [f"{name.replace('_', ' ')} {progress.best[name]:.4f}" for name in METRICS]
+    figures = [f"{METRIC_TITLES[name]} {progress.best[name]:.4f}" for name in METRICS]
     return f"{', '.join(figures)} at step {progress.best_step} of {progress.step}"
 
 

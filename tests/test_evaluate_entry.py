@@ -404,3 +404,13 @@ def test_an_evaluation_leaves_a_report(assets, tmp_path):
     assert "other recipe" in page and "trained" in page and "McNemar" in page
     assert 'src="http' not in page and "<script" not in page
     assert list((tmp_path / "out" / "figures").glob("confusion*.pdf"))
+
+
+def test_a_random_trunk_that_is_compared_with_stands_among_the_baselines(assets, tmp_path):
+    random = save_variant(assets, "random", lambda one: one["pretrained"].update(random_init=True))
+    argv = ["--checkpoint", assets.seeds[0], "--compare", random, "--dataset", assets.dataset]
+    argv += ["--hypothesis_only", "--report"]
+    assert evaluate.main(words(assets, tmp_path / "out", *argv)) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for told in ("the same network from random weights (", "a classifier that sees the hypothesis"):
+        assert told in page

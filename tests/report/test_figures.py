@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from xnli_gpt.report import figures, fonts
+from xnli_gpt.report import curve_figures, figures, fonts
 from xnli_gpt.report.curves import Chance
 
 CSS = (Path(figures.__file__).parent / "style.css").read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def test_text_stands_out_from_the_page(scheme):
         }
         for block in re.findall(r":root {(.*?)}", CSS, re.DOTALL)
     ][scheme]
-    for name in ("ink", "soft", "link"):
+    for name in ("ink", "soft", "link", "wrong"):
         assert contrast(colors[name], colors["paper"]) >= 4.5
         assert contrast(colors[name], colors["shade"]) >= 4.5
 
@@ -133,7 +133,7 @@ def test_no_legend_hides_a_curve_or_leaves_the_figure(num_datasets):
     curves = {f"xnli_{i}": [(0, 0.3), (12_000, 0.7)] for i in range(num_datasets)}
     chance = Chance(0.333, "majority class", 1.1, 3)
     with figures.in_style():
-        figure = figures.drawn(lambda: figures.draw_curves_by_dataset(curves, chance, 12_000))
+        figure = figures.drawn(lambda: curve_figures.draw_curves_by_dataset(curves, chance, 12_000))
         box, names = legend_box(figure)
         assert names == [*curves, "majority class", "best step 12,000"]
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1

@@ -4,6 +4,8 @@ loose in them."""
 import base64
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,8 @@ from report_parts import (
 from evaluation import compare, split_metrics
 from xnli_gpt.report.dataset_sections import most_confident_mistakes
 from xnli_gpt.report.sections import file_names
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,14 @@ def test_what_is_missing_leaves_no_trace(tmp_path):
     assert page.sentence == "Accuracy 0.500 on the test examples of demo."
     assert "@font-face" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["result"] * 2
+
+
+def test_commands_begin_without_what_only_the_report_needs():
+    """matplotlib alone takes seconds to import on a slow disk."""
+    told = "import sys, finetune_hindi_xnli, evaluate_hindi_xnli; print(*sys.modules)"
+    words = [sys.executable, "-c", told]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"matplotlib", "jinja2", "fontTools"} & set(done.stdout.split())
 
 
 def test_nothing_known_is_a_report_too(tmp_path):

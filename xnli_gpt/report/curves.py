@@ -40,7 +40,7 @@ def read_steps(path: str | Path) -> list[dict]:
         try:
             line = json.loads(text)
             lines[int(line["step"])] = {**line, "loss": float(line["loss"])}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return [lines[step] for step in sorted(lines)]
 

@@ -1,4 +1,4 @@
-"""The figures: learning curves, confusion, reliability, and values with their intervals."""
+"""The figures of a result: values with their intervals, confusion, reliability; and their style."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from io import BytesIO
 
 import matplotlib
@@ -15,9 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from xnli_gpt.report.curves import Chance, StepCurve
 from xnli_gpt.report.fonts import drawable, font_families
-from xnli_gpt.report.wording import METRIC_TITLES, count
+from xnli_gpt.report.wording import count
 
 # Of the Okabe-Ito palette, those that stand out from white by 3:1; told apart without colour by
 # their line and marker.
@@ -31,10 +29,6 @@ LINES = (
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#00427a"])
 # A column of the page, and about a phone's screen, in inches.
 WIDTH = 5.0
-MOST_MARKERS = 40
-CHANCE_LINE = {"color": GREY, "linestyle": (0, (1, 2)), "linewidth": 1.2}
-BEST_LINE = {"color": "black", "linestyle": "--", "linewidth": 0.9}
-CURVES_SHOWN = ("accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def in_style() -> matplotlib.rc_context:
     return matplotlib.rc_context(style())
 
 
-def _legend_below(figure: Figure) -> None:
+def legend_below(figure: Figure) -> None:
     """Put the legend of all axes under them, where it hides nothing, in as many columns as there
     is room for; every name once."""
     handles: dict[str, object] = {}
@@ -148,7 +142,7 @@ def draw_result(rows: Sequence[str], series: Sequence[Series]) -> Figure:
     axes.margins(x=0.08)
     # The font with Devanagari has no bold.
     axes.get_yticklabels()[0].set(fontweight="bold", fontfamily="DejaVu Sans")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -185,94 +179,9 @@ def _rows_on_axis(axes: Axes, names: Sequence[str], title: str, note: str) -> No
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel(title)
+    axes.xaxis.get_major_locator().set_params(nbins=6)
     if note:
         axes.set_title(note)
-
-
-def draw_loss_curves(
-    history: Sequence[Mapping], curve: StepCurve | None, chance: Chance | None, best: int | None
-) -> Figure:
-    """Draw the loss of every step, or its means between evaluations, and that on validation."""
-    figure, axes = _curve_figure()
-    if curve is not None:
-        look = LINES[1] | {"linestyle": "-", "marker": "."}
-        look |= {} if len(curve.steps) <= MOST_MARKERS else {"marker": ""}
-        axes.plot(curve.steps, curve.losses, label="training", **look)
-        if curve.steps_per_point > 1:
-            axes.fill_between(curve.steps, curve.lows, curve.highs, color=VERMILION, alpha=0.2)
-    else:
-        _draw_curve(axes, history, "training", lambda line: line.get("train_loss"), LINES[1])
-    _draw_curve(axes, history, "validation", lambda line: line["validation"].get("loss"), LINES[0])
-    if chance is not None:
-        title = f"chance, ln {chance.num_classes}"
-        axes.axhline(chance.loss, label=title, **CHANCE_LINE)
-    _finish_curves(figure, axes, best, "loss (nats)")
-    return figure
-
-
-def draw_metric_curves(
-    history: Sequence[Mapping], chance: Chance | None, best: int | None
-) -> Figure:
-    """Draw the validation metrics by step."""
-    figure, axes = _curve_figure()
-    for name, look in zip(CURVES_SHOWN, (LINES[0], LINES[2]), strict=True):
-        get = partial(_validation_metric, name)
-        _draw_curve(axes, history, METRIC_TITLES[name], get, look)
-    if chance is not None:
-        axes.axhline(chance.accuracy, label=chance.accuracy_title, **CHANCE_LINE)
-    _finish_curves(figure, axes, best, "validation metric")
-    return figure
-
-
-def draw_curves_by_dataset(
-    curves: Mapping[str, Sequence[tuple[int, float]]], chance: Chance | None, best: int | None
-) -> Figure:
-    """Draw the validation accuracy of every dataset by step."""
-    figure, axes = _curve_figure(0.2 * math.ceil(len(curves) / 4))
-    names, note = drawable(list(curves), "dataset", width=16)
-    for number, (points, name) in enumerate(zip(curves.values(), names, strict=True)):
-        # Sixteen pairs of a colour and a line tell fifteen languages apart.
-        look = LINES[number // len(LINES) % len(LINES)] | {
-            "color": LINES[number % len(LINES)]["color"]
-        }
-        look |= {} if len(points) <= MOST_MARKERS else {"marker": ""}
-        axes.plot(*zip(*points, strict=True), label=name, **look)
-    if chance is not None:
-        axes.axhline(chance.accuracy, label=chance.accuracy_title, **CHANCE_LINE)
-    axes.set_title(note)
-    _finish_curves(figure, axes, best, "validation accuracy")
-    return figure
-
-
-def _validation_metric(name: str, line: Mapping) -> float | None:
-    return line["validation"].get(name)
-
-
-def _curve_figure(more_height: float = 0.0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 3.5 + more_height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _finish_curves(figure: Figure, axes: Axes, best: int | None, title: str) -> None:
-    if best is not None:
-        axes.axvline(best, label=f"best step {best:,}", **BEST_LINE)
-    axes.set(xlabel="optimizer steps", ylabel=title)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    _legend_below(figure)
-
-
-def _draw_curve(
-    axes: Axes,
-    history: Sequence[Mapping],
-    label: str,
-    get: Callable[[Mapping], float | None],
-    look: Mapping,
-) -> None:
-    points = [(line["step"], get(line)) for line in history if get(line) is not None]
-    if points:
-        look = dict(look) if len(points) <= MOST_MARKERS else dict(look) | {"marker": ""}
-        axes.plot(*zip(*points, strict=True), label=label, **look)
 
 
 def draw_confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -329,7 +238,7 @@ def draw_reliability(bins: Sequence[Mapping], num_classes: int | None = None) ->
     lower.margins(y=0.3)
     lower.yaxis.set_major_formatter("{x:,.0f}")
     lower.set(xlabel="probability of the answer", ylabel="examples")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 

@@ -21,9 +21,9 @@ from xnli_gpt.report.wording import (
     LEVEL,
     METRIC_TITLES,
     MISSING,
+    accuracy_beside,
     count,
     metric_text,
-    rate_text,
 )
 
 LOOKS = {
@@ -85,7 +85,7 @@ def _picture_of_one(content: ReportContent, name: str, metrics: Mapping) -> Pict
     interval = metrics.get("intervals", {}).get("accuracy")
 
     def dot(label: str, accuracy: float, interval: Sequence[float] | None = None) -> Dot:
-        return Dot(label, accuracy, interval, text=rate_text(accuracy, metrics))
+        return Dot(label, accuracy, interval, text=accuracy_beside(accuracy, metrics))
 
     dots = [dot(_own_name(content), metrics["accuracy"], interval)]
     looks: list[Mapping] = [LINES[0]]
@@ -109,7 +109,7 @@ def _picture_of_one(content: ReportContent, name: str, metrics: Mapping) -> Pict
 def _table_of_one(content: ReportContent, name: str, metrics: Mapping) -> Table:
     """Return the metrics of the only dataset, one below the other."""
     values = {title: metric_text(key, metrics) for key, title in METRIC_TITLES.items()}
-    values |= {b.name: rate_text(b.by_dataset[name], metrics) for b in baselines_of(content)}
+    values |= {b.name: accuracy_beside(b.by_dataset[name], metrics) for b in baselines_of(content)}
     values["examples"] = count(metrics.get("examples"))
     rows = [[title, text] for title, text in values.items() if text != MISSING]
     return Table("Metrics", ["metric", name], rows, note=_note(dict(rows)))
@@ -179,5 +179,5 @@ def _baseline_columns(content: ReportContent, lines: Mapping[str, Mapping]) -> d
     columns = {}
     for baseline in baselines_of(content):
         values = {MACRO_AVERAGE: baseline.mean(content.results), **baseline.by_dataset}
-        columns[baseline.name] = [rate_text(values.get(name), m) for name, m in lines.items()]
+        columns[baseline.name] = [accuracy_beside(values.get(name), m) for name, m in lines.items()]
     return columns

@@ -10,11 +10,10 @@ import numpy as np
 from xnli_gpt.report.content import ReportContent, Sentence
 from xnli_gpt.report.wording import (
     METRIC_TITLES,
+    accuracy_beside,
     count,
-    decimals_for,
     listed,
     metric_text,
-    number,
     p_equals,
     rate_text,
     with_interval,
@@ -77,8 +76,9 @@ def mean_metrics(results: Mapping[str, Mapping], macro_average: Mapping | None) 
 
 
 def only_answer(metrics: Mapping) -> str | None:
-    """Return the class that the model answers to every example, if there is such a one."""
-    if not (metrics.get("confusion") and metrics.get("per_class")):
+    """Return the class, of two or more, that the model answers to every example; None where it
+    gives several answers."""
+    if not metrics.get("confusion") or len(metrics.get("per_class", ())) < 2:
         return None
     answers = np.asarray(metrics["confusion"]).sum(axis=0)  # [classes], of predictions
     given = np.flatnonzero(answers)
@@ -141,18 +141,10 @@ def _against(content: ReportContent, metrics: Mapping, datasets: Sequence[str]) 
     for baseline in baselines_of(content):
         value = baseline.mean(datasets)
         if value is not None:
-            said = f"{IN_A_SENTENCE[baseline.name]} ({_beside(value, metrics)})"
+            said = f"{IN_A_SENTENCE[baseline.name]} ({accuracy_beside(value, metrics)})"
             by_relation.setdefault(_relation(value, interval), []).append(said)
     parts = [f"{relation} {listed(names)}" for relation, names in by_relation.items()]
     return f", {', '.join(parts)}" if parts else ""
-
-
-def _beside(value: float, metrics: Mapping) -> str:
-    """Write an accuracy with as many digits as that which it stands beside."""
-    interval = metrics.get("intervals", {}).get("accuracy")
-    if interval is None:
-        return rate_text(value, metrics)
-    return number(value, decimals_for((interval[1] - interval[0]) / 2))
 
 
 def _relation(value: float, interval: Sequence[float] | None) -> str:

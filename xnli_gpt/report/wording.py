@@ -73,6 +73,14 @@ def rate_text(rate: float | None, metrics: Mapping) -> str:
     return number(rate, decimals_of_rate(metrics.get("examples")))
 
 
+def accuracy_beside(value: float | None, metrics: Mapping) -> str:
+    """Write an accuracy with as many digits as the metrics' own, which it stands beside."""
+    interval = (metrics.get("intervals") or {}).get("accuracy")
+    if interval is None:
+        return rate_text(value, metrics)
+    return number(value, decimals_for((interval[1] - interval[0]) / 2))
+
+
 def count(value: float | None) -> str:
     """Write a count, which over several models is a mean."""
     if value is None:
@@ -90,7 +98,8 @@ def p_value(p: float | None) -> str:
 def p_equals(p: float | None) -> str:
     """Write a p value with its sign: p = 0.02, p < 0.001."""
     text = p_value(p)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
+    # In one line.
+    return (f"p {text}" if text.startswith("<") else f"p = {text}").replace(" ", "\u00a0")
 
 
 def probability(p: float) -> str:
