@@ -609,6 +609,7 @@ def _is_askable(hypothesis: Fact, sentence: str, split: str) -> bool:
     return split_of(hypothesis) == split and len(sentence.split()) in HYPOTHESIS_WORDS
 
 
+@cache
 def _rows_of_split(split: str, size: int, seed: int) -> list[dict[str, str]]:
     rng = random.Random(f"{split} {seed}")
     asked: dict[str, dict[str, str]] = {}
@@ -648,7 +649,11 @@ def nli_splits(
             raise ValueError(f"unknown split {split!r}; known: {', '.join(sorted(known))}")
         if size < 0 or size % 3:
             raise ValueError(f"the size of {split} must be a multiple of 3, not {size}")
-    return {split: _rows_of_split(split, size, seed) for split, size in sizes.items()}
+    # Copies: the rows are made once a process, and asked for by training and by its report.
+    return {
+        split: [dict(row) for row in _rows_of_split(split, size, seed)]
+        for split, size in sizes.items()
+    }
 
 
 def _lesson(rng: random.Random) -> str:

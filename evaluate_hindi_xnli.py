@@ -24,63 +24,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-import demo_grammar
-from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import (
-    RESAMPLES,
-    SCORES,
-    EvaluationError,
-    PredictedRows,
-    PredictionsError,
-    ScoredSplit,
-    compare,
-    hypothesis_only,
-    language_of,
-    logits_in_order,
-    macro_average,
-    over_seeds,
-    read_predictions,
-    scores_of_models,
-    split_metrics,
-    write_predictions,
-)
-from inference import (
-    FINE_TUNED_ENDING,
+from xnli_gpt.choices import RESAMPLES, SPLITS
+from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.flags import (
     MACHINE_FLAGS,
-    device_of,
-    encoding_of_saved,
-    fine_tuned_file,
-    model_of_saved,
-    precision_of,
-    read_fine_tuned,
-    split_logits,
-    words_about_precision,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
 )
-from report import write_report
-from training import RunError, own_folder, save_atomically, save_json, set_up_libraries
-from xnli_data import (
-    SPLITS,
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    PairEncoding,
-    dataset_names,
-    is_xnli,
-    load_encoded,
-    load_texts,
-    short_name,
-)
-from xnli_gpt.devices import Precision
-from xnli_gpt.evaluation.answers import one_class_warning, only_answers
-from xnli_gpt.evaluation.sides import names_of_sides
-from xnli_gpt.own_data import OwnData, own_data_of
+from xnli_gpt.processors import set_up_libraries
 
-BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 TEXT_COLUMNS, LABEL_COLUMN = ["premise", "hypothesis"], "label"
 PREDICTIONS_FILE = "predictions.jsonl"
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
@@ -93,24 +49,27 @@ FLAGS: FlagGroups = {
     "what is scored": (
         Flag(
             "checkpoint",
-            str,
+            Path,
             None,
             "NAME-ckpt.pt of a run, or the run's folder; of several seeds, each",
             count="+",
+            must_exist=True,
         ),
         Flag(
             "predictions",
-            str,
+            Path,
             None,
             "instead of checkpoints: predictions.jsonl, or folders that hold one",
             count="+",
+            must_exist=True,
         ),
         Flag(
             "compare",
-            str,
+            Path,
             None,
             "checkpoints or predictions of another recipe, for a paired comparison",
             count="+",
+            must_exist=True,
         ),
         Flag(
             "names",
@@ -124,16 +83,17 @@ FLAGS: FlagGroups = {
     "data": (
         Flag(
             "dataset",
-            str,
+            Path,
             None,
             "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder, or a name on the "
             "Hub; default the data that the checkpoint was fine-tuned on, with predictions alone "
             "what they hold",
             count="+",
+            metavar="NAME",
         ),
         Flag("split", str, "test", "the split that is scored", choices=SPLITS),
         Flag("dataset_config", str, None, "configuration of a Hub dataset"),
-        Flag("data_dir", str, None, "folder that holds the datasets, or a copy of a repository"),
+        Flag("data_dir", Path, None, "folder that holds the datasets, or a copy of a repository"),
         Flag(
             "text_column",
             str,
@@ -157,7 +117,7 @@ FLAGS: FlagGroups = {
             low=8,
             high=1 << 16,
         ),
-        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
+        Flag("cache_dir", Path, "cache", "folder of the tokenised data"),
     ),
     "intervals": (
         Flag("bootstrap_samples", int, RESAMPLES, "draws of premises", low=100, high=10**6),
@@ -165,11 +125,75 @@ FLAGS: FlagGroups = {
     ),
     "machine": MACHINE_FLAGS,
     "output": (
-        Flag("out_dir", str, "evaluation", "folder of results.json, predictions.jsonl"),
+        Flag("out_dir", Path, "evaluation", "folder of results.json, predictions.jsonl"),
         Flag("report", bool, True, "write report.html, report.md and figures there"),
     ),
 }
 DESCRIPTION = "Score fine-tuned checkpoints or predictions, with intervals and comparisons."
+
+
+def problems_of_names(args: argparse.Namespace) -> list[str]:
+    """What is wrong with names that only a table of names knows."""
+    return problems_of_datasets(args.dataset, args.data_dir)
+
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    set_up_libraries()
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import demo_grammar
+from evaluation import (
+    SCORES,
+    EvaluationError,
+    PredictedRows,
+    PredictionsError,
+    ScoredSplit,
+    compare,
+    hypothesis_only,
+    language_of,
+    logits_in_order,
+    macro_average,
+    over_seeds,
+    read_predictions,
+    scores_of_models,
+    split_metrics,
+    write_predictions,
+)
+from inference import (
+    FINE_TUNED_ENDING,
+    device_of,
+    encoding_of_saved,
+    fine_tuned_file,
+    model_of_saved,
+    precision_of,
+    read_fine_tuned,
+    split_logits,
+    words_about_precision,
+)
+from training import RunError, own_folder, save_atomically, save_json
+from xnli_data import (
+    DataError,
+    DataRequest,
+    EncodedDataset,
+    EncodedSplit,
+    PairEncoding,
+    dataset_names,
+    is_xnli,
+    load_encoded,
+    load_texts,
+    short_name,
+)
+from xnli_gpt.devices import Precision
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.evaluation.sides import names_of_sides
+from xnli_gpt.own_data import OwnData, own_data_of
+from xnli_gpt.provenance import code_commit
+
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 
 
 @dataclass(frozen=True)
@@ -218,7 +242,7 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
     `problems` are those already found in the command line. Raises UsageError with all that is
     wrong with the flags and what they name, then DataError or PredictionsError for the rows.
     """
-    problems = [*problems, *_problems_of_choice(args)]
+    problems = [*problems, *problems_of_names(args), *_problems_of_choice(args)]
 
     def attempt(action: Callable[..., object], *arguments: object) -> object:
         try:
@@ -668,18 +692,32 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
 
 def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> None:
     """report.html, report.md and figures/ beside results.json."""
+    # Only here: matplotlib takes seconds to import.
+    from xnli_gpt.report import ReportContent, write_report
+
     comparison = results.get("comparison")
     title = _side(inputs.first) if comparison is None else " against ".join(comparison["names"])
-    write_report(
-        args.out_dir,
+    content = ReportContent(
         f"{title} on {', '.join(results['datasets'])} ({args.split})",
-        facts=_facts(inputs, results),
         results=results["datasets"],
-        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        split=args.split,
         macro_average=results["macro_average"] if len(results["datasets"]) > 1 else None,
+        random_trunk=_random_trunk(inputs, comparison),
         seeds=results.get("seeds"),
         comparison=comparison,
+        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        facts=_facts(inputs, results),
+        recipe={name: value for name, value in vars(args).items() if name != "config"},
     )
+    write_report(args.out_dir, content)
+
+
+def _random_trunk(inputs: Inputs, comparison: Mapping | None) -> dict[str, float]:
+    """The accuracies of what is compared with, where that is a trunk of random weights."""
+    second = [source.facts.get("pretrained") or {} for source in inputs.second]
+    if comparison is None or not all(one.get("random_init") for one in second):
+        return {}
+    return {name: one["accuracy"]["second"] for name, one in comparison["datasets"].items()}
 
 
 def _side(sources: Sequence[Source]) -> str:
@@ -692,6 +730,7 @@ def _side(sources: Sequence[Source]) -> str:
 def _facts(inputs: Inputs, results: dict) -> dict[str, object]:
     return {
         "command": results["command"],
+        "commit": code_commit(),
         "scored": [f"{source.path} {source.facts.get('sha256', '')}" for source in inputs.first],
         "compared with": [str(source.path) for source in inputs.second] or None,
         "pretrained": inputs.first[0].facts.get("pretrained"),
@@ -813,7 +852,6 @@ def _places(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    set_up_libraries()
 
     def work() -> None:
         args, problems = parse_flags(DESCRIPTION, FLAGS, argv)

@@ -17,28 +17,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import scipy.special
-import scipy.stats
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    fbeta_score,
-    precision_recall_fscore_support,
-)
 from torch import Tensor
 
-# Larger is better for all but the loss.
-METRICS = ("accuracy", "macro_f1", "loss")
+from xnli_gpt.choices import RESAMPLES
+
+# scipy and scikit-learn are imported where they are used: predicting needs neither.
+
 # What intervals and comparisons are given for.
 SCORES = ("accuracy", "macro_f1", "macro_f2", "macro_recall", "loss")
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
 # Means of the same numbers, added up in another order, differ by less.
@@ -82,6 +70,14 @@ def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence
     `logits` [N, classes], `labels` [N]. A macro figure is the mean over all classes, 0 for one
     that is neither there nor predicted. Raises EvaluationError for logits that are not finite.
     """
+    import scipy.special
+    from sklearn.metrics import (
+        accuracy_score,
+        confusion_matrix,
+        fbeta_score,
+        precision_recall_fscore_support,
+    )
+
     if not bool(torch.isfinite(logits).all()):
         raise EvaluationError(
             "logits are not finite: lower --learning_rate, or use --dtype float32"
@@ -180,6 +176,8 @@ class ScoredSplit:
     @property
     def probabilities(self) -> np.ndarray:
         """[models, N, classes] float64."""
+        import scipy.special
+
         return scipy.special.softmax(self.logits.astype(np.float64), axis=-1)
 
 
@@ -247,6 +245,8 @@ def premise_groups(premises: Sequence[str]) -> np.ndarray:
 def _score_columns(scored: ScoredSplit) -> np.ndarray:
     """[N, models · (classes² + 1)]: sums of rows of this are all that the scores need, for each
     model the cells of its confusion matrix and its loss."""
+    import scipy.special
+
     num_classes = len(scored.classes)
     cells = scored.labels * num_classes + scored.logits.argmax(axis=-1)  # [models, N]
     confusion = np.eye(num_classes**2)[cells]  # [models, N, classes²]
@@ -368,6 +368,9 @@ def _are_parallel(datasets: Sequence[ScoredSplit]) -> bool:
 
 def _joint_groups(groupings: Sequence[np.ndarray]) -> np.ndarray:
     """[N] numbers, the same for rows that any of the groupings [N] puts together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     if len(groupings) == 1:
         return groupings[0]
     rows = np.arange(len(groupings[0]))
@@ -385,6 +388,8 @@ def over_seeds(values: Sequence[float], metric: str = "accuracy") -> dict:
 
     The interval stays within what `metric` can be; None where all seeds have the same value.
     """
+    import scipy.stats
+
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     factor = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     half = float(factor * deviation / math.sqrt(len(values)))
@@ -485,6 +490,8 @@ def _two_sided_p(differences: np.ndarray) -> float | None:
 
 def _welch(first: np.ndarray, second: np.ndarray, metric: str) -> dict | None:
     """Welch's t-test of two means of a metric; None where neither side varies."""
+    import scipy.stats
+
     if first.std() == 0 and second.std() == 0:
         return None
     result = scipy.stats.ttest_ind(first, second, equal_var=False)
@@ -520,6 +527,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict:
     with Edwards' (1948) continuity correction: (|b - c| - 1)² / (b + c). It takes rows for
     independent, which rows of one premise are not: the bootstrap over premises is the safer one.
     """
+    import scipy.stats
+
     only_first = int((first_right & ~second_right).sum())
     only_second = int((second_right & ~first_right).sum())
     discordant = only_first + only_second
@@ -704,6 +713,10 @@ def hypothesis_only(
 
     The mean of macro F1 is over the classes of train, two or more.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+
     vectorizer = TfidfVectorizer(
         analyzer=lambda text: _hypothesis_features(text, language), dtype=np.float32
     )

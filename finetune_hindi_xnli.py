@@ -24,114 +24,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
-from torch import Tensor
-
-import demo_grammar
-from command_line import FOUND, Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import (
-    METRICS,
-    EvaluationError,
-    ScoredSplit,
-    is_better,
-    language_of,
-    macro_average,
-    prediction_lines,
-    split_metrics,
-    write_predictions,
-)
-from inference import (
+from xnli_gpt.choices import (
     AUTO,
-    DEVICE_FLAGS,
-    EVALUATION_TOKENS,
-    device_of,
-    emulation_warning,
-    evaluate_split,
-    packed_rows,
-    precision_of,
-    read_fine_tuned,
-    split_logits,
-    words_about_precision,
-)
-from load_checkpoint_helper import (
-    FINE_TUNED_KIND,
-    CheckpointError,
-    check_flags_against_file,
-    config_of,
-    inspect_checkpoint,
-    lm_self_check,
-    load_pretrained_checkpoint,
-    resolve_checkpoint_path,
-)
-from model import (
-    ROW_ATTENTION,
-    GPTBatched,
-    GPTClassification,
-    GPTConfig,
-    PackedRow,
-    compile_trunk,
-)
-from report import write_report
-from training import (
-    ALONE,
     EMBEDDING_UPDATES,
+    EVALUATION_TOKENS,
+    METRICS,
+    ROW_ATTENTION,
     SCHEDULES,
-    Examples,
-    Progress,
-    Ranks,
-    Recipe,
-    RunError,
-    Saves,
-    Stopped,
-    StopSignals,
-    TrainingError,
-    balanced_class_weights,
-    captured,
-    configure_optimizers,
-    find_max_tokens,
-    fine_tune,
-    joined_ranks,
-    learning_rate_factor,
-    own_folder,
-    read_save,
-    read_whole,
-    restore,
-    save_atomically,
-    save_checkpoint,
-    save_json,
-    set_up_libraries,
-    steps_per_epoch,
-    take_back_last_evaluation,
-    warmup_steps_of,
-)
-from xnli_data import (
     SPLITS,
     TEMPLATES,
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    JoinedDatasets,
-    PairEncoding,
-    cuts_vowel_signs,
-    dataset_names,
-    find_tokenizer,
-    joined,
-    load_encoded,
-    load_pair_encoding,
-    load_texts,
-    pair_encoding,
-    short_name,
 )
-from xnli_gpt.devices import DTYPES, Precision
-from xnli_gpt.evaluation.answers import one_class_warning, only_answers
-from xnli_gpt.provenance import code_commit
-from xnli_gpt.training.records import StepLog
+from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.flags import (
+    DEVICE_FLAGS,
+    FOUND,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+from xnli_gpt.processors import set_up_libraries
 
 METRICS_FILE, STEPS_FILE = "metrics.jsonl", "steps.jsonl"
-BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 SELF_CHECK_TEXTS = 256
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
@@ -145,15 +61,16 @@ FLAGS: FlagGroups = {
     "data": (
         Flag(
             "dataset",
-            str,
+            Path,
             ["hindi_xnli"],
             "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder "
             "(train|validation|test as jsonl, csv, tsv or parquet; save_to_disk; a copy of a Hub "
             "repository), or a name on the Hub",
             count="+",
+            metavar="NAME",
         ),
         Flag("dataset_config", str, None, "configuration of a Hub dataset"),
-        Flag("data_dir", str, None, "folder that holds the dataset, or a copy of its repository"),
+        Flag("data_dir", Path, None, "folder that holds the dataset, or a copy of its repository"),
         Flag(
             "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
         ),
@@ -169,18 +86,19 @@ FLAGS: FlagGroups = {
             high=1 << 16,
         ),
         Flag("max_train_examples", int, None, "a seeded draw of so many", low=1),
-        Flag("cache_dir", str, "cache", "folder of the tokenised data"),
+        Flag("cache_dir", Path, "cache", "folder of the tokenised data"),
     ),
     "checkpoint and tokenizer": (
         Flag(
             "pretrained_ckpt_path",
-            str,
+            Path,
             None,
             "paths or globs; the lowest _val in the name wins, else the highest step",
             count="+",
+            must_exist=True,
         ),
-        Flag("tokenizer_name", str, None, "path, or a name in --tokenizer_dir"),
-        Flag("tokenizer_dir", str, None, "folder of tokenizers"),
+        Flag("tokenizer_name", Path, None, "path, or a name in --tokenizer_dir", metavar="NAME"),
+        Flag("tokenizer_dir", Path, None, "folder of tokenizers"),
         Flag("n_layer", int, None, "detected; checked where given", low=1),
         Flag("n_head", int, None, "detected; needed only where the file does not tell", low=1),
         Flag("n_embd", int, None, "detected; checked where given", low=1),
@@ -250,12 +168,13 @@ FLAGS: FlagGroups = {
         ),
     ),
     "run": (
-        Flag("out_dir", str, "out", "folder of everything a run leaves"),
+        Flag("out_dir", Path, "out", "folder of everything a run leaves"),
         Flag(
             "resume",
-            str,
+            Path,
             "auto",
             "auto: from the save in --out_dir, if any; never; or the path of a save",
+            metavar="auto|never|PATH",
         ),
         Flag("save_interval", int, None, "steps; default every ten minutes", low=1),
         Flag("prepare_only", bool, False, "fetch and tokenise, where there is network; then stop"),
@@ -266,6 +185,113 @@ FLAGS: FlagGroups = {
     ),
 }
 DESCRIPTION = "Fine-tune a pretrained GPT checkpoint on Hindi XNLI."
+
+
+def problems_of_names(args: argparse.Namespace) -> list[str]:
+    """What is wrong with names that only a table of names knows."""
+    return problems_of_datasets(args.dataset, args.data_dir)
+
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    set_up_libraries()
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+import demo_grammar
+from evaluation import (
+    EvaluationError,
+    ScoredSplit,
+    is_better,
+    language_of,
+    macro_average,
+    prediction_lines,
+    split_metrics,
+    write_predictions,
+)
+from inference import (
+    device_of,
+    emulation_warning,
+    evaluate_split,
+    packed_rows,
+    precision_of,
+    read_fine_tuned,
+    split_logits,
+    words_about_precision,
+)
+from load_checkpoint_helper import (
+    FINE_TUNED_KIND,
+    CheckpointError,
+    check_flags_against_file,
+    config_of,
+    inspect_checkpoint,
+    lm_self_check,
+    load_pretrained_checkpoint,
+    resolve_checkpoint_path,
+)
+from model import (
+    GPTBatched,
+    GPTClassification,
+    GPTConfig,
+    PackedRow,
+    compile_trunk,
+)
+from training import (
+    ALONE,
+    Examples,
+    Progress,
+    Ranks,
+    Recipe,
+    RunError,
+    Saves,
+    Stopped,
+    StopSignals,
+    TrainingError,
+    balanced_class_weights,
+    captured,
+    compile_ahead,
+    configure_optimizers,
+    find_max_tokens,
+    fine_tune,
+    joined_ranks,
+    learning_rate_factor,
+    own_folder,
+    read_save,
+    read_whole,
+    restore,
+    save_atomically,
+    save_checkpoint,
+    save_json,
+    steps_per_epoch,
+    take_back_last_evaluation,
+    warmup_steps_of,
+)
+from xnli_data import (
+    DataError,
+    DataRequest,
+    EncodedDataset,
+    EncodedSplit,
+    JoinedDatasets,
+    PairEncoding,
+    cuts_vowel_signs,
+    dataset_names,
+    find_tokenizer,
+    joined,
+    load_encoded,
+    load_pair_encoding,
+    load_texts,
+    pair_encoding,
+    short_name,
+)
+from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.provenance import code_commit
+from xnli_gpt.training.records import StepLog
+
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
 # What a step is in examples is compared by itself: ranks have a part in it.
 STEP_FLAGS = ("batch_size", "gradient_accumulation_steps")
@@ -321,7 +347,7 @@ def check_inputs(
 
     `problems` are those already found in the command line. The first rank names those of all.
     """
-    problems = list(problems)
+    problems = [*problems, *problems_of_names(args)]
 
     def attempt(action: Callable[[], object]) -> object:
         try:
@@ -507,6 +533,7 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
         return load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
 
     names = dataset_names(args.dataset)
+    print(f"reading {', '.join(names)}; tokenised once, kept in {args.cache_dir}")
     sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
     data = joined(sets)
     _print_data(data, inputs.encoding)
@@ -608,6 +635,7 @@ def self_check(
     picked = np.linspace(0, len(train) - 1, num=min(SELF_CHECK_TEXTS, len(train)), dtype=int)
     start = np.array([encoding.end_of_text])
     texts = [np.concatenate([start, train.premise(i)]) for i in dict.fromkeys(picked.tolist())]
+    print(f"self-check: the trunk's language model on {len(texts)} premises")
     check = lm_self_check(trunk, [text[: trunk.config.max_seq_len] for text in texts])
     print(
         f"self-check: language-model loss {check['lm_loss']:.3f} nats a token on the premises, "
@@ -944,6 +972,8 @@ def compile_where_worthwhile(args: argparse.Namespace, trunk: GPTBatched, num_st
 
 def _why_not_compile(device: torch.device) -> str | None:
     """What goes wrong when a small function is compiled on `device`; None where nothing does."""
+    if device.type == "cpu":
+        keep_compiled_code_apart()
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.ones(64, device=device))
     # Whatever the compiler and its tools raise: without it the run goes on.
@@ -1193,6 +1223,9 @@ def train(
         positions_of_sets(data.train_sets[chosen]) if args.sampling == "even" else None,
     )
     compiled = compile_where_worthwhile(args, model.pretrained_model, recipe.num_steps)
+    if compiled:
+        print("compiling: about a minute, several on a busy machine", flush=True)
+        compile_ahead(model, recipe, examples)
     max_tokens = args.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
     progress.max_tokens_per_batch = max_tokens = min(ranks.gathered(max_tokens))
 
@@ -1211,6 +1244,8 @@ def train(
     def nothing(*_: object) -> None:
         """What other ranks than the first leave."""
 
+    if compiled:
+        print("compiling, which takes about a minute")
     evaluate(max_batches=2)
     if longer:
         print(f"going on to {recipe.num_steps} steps, as if they had been asked for at first")
@@ -1268,6 +1303,7 @@ def score_best(
     """Validation and test metrics of the saved best checkpoint, and its model."""
     saved = (inputs.saved or _read_best(args)) if inputs.ranks.is_first else None
     model = _model_of(args, saved, inputs, len(data.classes))
+    print("scoring the best model on validation and test")
     scores = {
         split: score(args, inputs, data.splits(split), data.classes, split, model)
         for split in ("validation", "test")
@@ -1349,27 +1385,34 @@ def report_on_test(
 
     Returns the metrics of every set with their intervals, on the first rank.
     """
+    print("writing the report: intervals, figures and every prediction on test")
     scored = {
         short_name(dataset): scored_test(args, inputs, data, model, dataset)
         for dataset in dataset_names(args.dataset)
     }
     if not inputs.ranks.is_first:
         return {}
+    # Only here: matplotlib takes seconds to import.
+    from xnli_gpt.report import ReportContent, read_steps, write_report
+
     out_dir = Path(args.out_dir)
     save_atomically(
         out_dir / "predictions.jsonl", lambda path: write_predictions(path, "test", scored)
     )
     metrics = {name: split_metrics(one) for name, one in scored.items()}
-    write_report(
-        out_dir,
-        f"{run_name(args)}: {Path(inputs.info['file']).name}, fine-tuned",
-        facts=_facts(args, run),
+    trunk = "random trunk" if args.random_init else Path(inputs.info["file"]).name
+    content = ReportContent(
+        f"{run_name(args)}: {trunk}, fine-tuned",
         results=metrics,
+        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
         history=progress.lines,
+        steps=read_steps(out_dir / "steps.jsonl"),
         best_step=progress.best_step,
         predictions=_lines_of(scored),
-        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
+        facts=_facts(args, run, progress),
+        recipe={name: value for name, value in vars(args).items() if name != "config"},
     )
+    write_report(out_dir, content)
     return metrics
 
 
@@ -1404,11 +1447,14 @@ def _lines_of(scored: dict[str, ScoredSplit]) -> Iterator[dict]:
         yield from prediction_lines(name, "test", one)
 
 
-def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
+def _facts(args: argparse.Namespace, run: dict, progress: Progress) -> dict[str, object]:
     """What the report says was run; config.yaml has all of it."""
     info = run["checkpoint"]
     return {
         "command": run["command"],
+        "best validation": _best_validation(progress),
+        "training": f"{progress.step} steps, {progress.examples} examples",
+        "duration": _training_time(progress),
         "pretrained checkpoint": info["file"],
         "its weights": info["weights_id"],
         "its format": info["checkpoint_format"],
@@ -1426,6 +1472,22 @@ def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
         "versions": run["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _best_validation(progress: Progress) -> str | None:
+    from xnli_gpt.report.wording import METRIC_TITLES
+
+    if progress.best is None:
+        return None
+    figures = [f"{METRIC_TITLES[name]} {progress.best[name]:.4f}" for name in METRICS]
+    return f"{', '.join(figures)} at step {progress.best_step} of {progress.step}"
+
+
+def _training_time(progress: Progress) -> str:
+    from xnli_gpt.report.wording import duration
+
+    length = duration(progress.train_seconds)
+    return f"{length} of training, {progress.examples_per_second:.1f} examples/s"
 
 
 def write_results(
@@ -1606,7 +1668,6 @@ def _has_results(args: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     started = time.perf_counter()
-    set_up_libraries()
 
     def work() -> None:
         with StopSignals() as stop, _only_first_rank_prints():
@@ -1661,4 +1722,6 @@ def end_process(code: int) -> None:
 
 
 if __name__ == "__main__":
+    # A log shows a line when it is said, not when a buffer is full.
+    sys.stdout.reconfigure(line_buffering=True)
     end_process(main())

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import Flag, UsageError
 from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
@@ -33,6 +32,7 @@ from training import (
     read_whole,
 )
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
+from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
 from xnli_gpt.devices import (
     DTYPES,
     Precision,
@@ -40,33 +40,10 @@ from xnli_gpt.devices import (
     why_emulated,
     why_without_code,
 )
+from xnli_gpt.flags import UsageError
 
-AUTO = "auto"
 # Of the file that holds a run's best model.
 FINE_TUNED_ENDING = "-ckpt.pt"
-# Tokens of a forward pass without gradients, which needs little memory.
-EVALUATION_TOKENS = 16384
-# Of every entry point, and of those that only use a fine-tuned model.
-DEVICE_FLAGS = (
-    Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-    Flag(
-        "dtype",
-        str,
-        AUTO,
-        "auto: the fastest that the machine computes natively; a resumed run keeps its own",
-        choices=(AUTO, *DTYPES),
-    ),
-)
-MACHINE_FLAGS = (
-    *DEVICE_FLAGS,
-    Flag(
-        "max_tokens_per_batch",
-        int,
-        EVALUATION_TOKENS,
-        "of one forward pass, changes no result",
-        low=1,
-    ),
-)
 
 
 def device_of(name: str | None, ranks: Ranks = ALONE) -> torch.device:
@@ -167,9 +144,10 @@ def _fine_tuned_file_of_run(folder: Path) -> Path:
     raise RunError(f"{folder}: a folder without a model (NAME{FINE_TUNED_ENDING}): {why}")
 
 
-def read_fine_tuned(path: Path) -> dict:
-    """The content of a NAME-ckpt.pt. Raises RunError where it is damaged, or another file."""
-    saved = read_whole(path)
+def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
+    """The content of a NAME-ckpt.pt; `mapped` as of `read_whole`. Raises RunError where it is
+    damaged, or another file."""
+    saved = read_whole(path, mapped)
     if isinstance(saved, dict) and saved.get("kind") == SAVE_KIND:
         raise RunError(
             f"{path}: a save to resume from, not a model; give the NAME{FINE_TUNED_ENDING} that "
@@ -318,18 +296,20 @@ class XNLIClassifier:
         device: str | None = None,
         dtype: str | None = None,
         max_tokens: int = EVALUATION_TOKENS,
+        mapped: bool = False,
     ) -> XNLIClassifier:
         """The model of a NAME-ckpt.pt, or of the folder of a run: all that it needs.
 
         `device` and `dtype` are named as by --device and --dtype, with the same defaults;
-        `max_tokens` are those of one forward pass. Raises RunError for a file that is damaged or
-        no checkpoint of ours, and UsageError for a device or dtype that is not there.
+        `max_tokens` are those of one forward pass; `mapped` as of `read_whole`. Raises RunError for
+        a file that is damaged or no checkpoint of ours, and UsageError for a device or dtype that
+        is not there.
         """
         target = device_of(device)
         path = fine_tuned_file(Path(path))
         if dtype not in (None, AUTO, *DTYPES):
             raise UsageError([f"dtype {dtype}: expected {' or '.join((AUTO, *DTYPES))}"])
-        saved = read_fine_tuned(path)
+        saved = read_fine_tuned(path, mapped)
         return cls(
             model_of_saved(saved, path).to(target),
             encoding_of_saved(saved, path),

@@ -36,6 +36,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from xnli_gpt.flags import (
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
+)
+from xnli_gpt.processors import set_up_libraries
+
+FLAGS: FlagGroups = {
+    "checkpoint": (
+        Flag(
+            "checkpoint",
+            Path,
+            None,
+            "a path, or a quoted glob for the best of it",
+            count="+",
+            must_exist=True,
+            positional=True,
+            metavar="CKPT",
+        ),
+        Flag("n_head", int, None, "heads, where the file does not tell", low=1),
+    ),
+    "language-model check": (
+        Flag(
+            "lm_check",
+            Path,
+            None,
+            "measure the loss on this shard",
+            must_exist=True,
+            metavar="TOKENS.bin",
+        ),
+        Flag("lm_row_length", int, 1024, "tokens a row", low=1),
+        Flag("lm_rows", int, 64, "rows at most", low=1),
+    ),
+    "output": (Flag("json", bool, False, "print one JSON object"),),
+}
+DESCRIPTION = "Say what a pretrained checkpoint is."
+
+
+def problems_of_names(arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with the number of checkpoints: of several, as a shell makes of a glob, none
+    is taken."""
+    paths = arguments.checkpoint
+    if not paths:
+        return ["CKPT is needed: the path of a pretrained checkpoint, or a glob"]
+    if len(paths) == 1:
+        return []
+    shown = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    return [
+        f"{len(paths)} checkpoints ({shown}): name one, or put the glob into quotes "
+        "('runs/*.pt'), and the best of them is taken"
+    ]
+
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names, recipes=False)
+    set_up_libraries()
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -66,9 +126,9 @@ MOST_SHARING = 8
 # disk while others compute the checksum.
 PIECE_BYTES = 1 << 20
 READERS = 4
-# Python 3.12.3, for one, takes entries for overlapping that threads open at once
-# (python/cpython#127847).
-_ONE_HEADER_AT_A_TIME = threading.Lock()
+# Threads that open entries at the same time move each other's place in the file: Python from 3.11.8
+# and 3.12.2 on may then take a whole file for one of overlapping entries.
+_HEADERS = threading.Lock()
 
 SHARD_MAGIC = 20240520
 SHARD_HEADER_INTS = 256
@@ -759,7 +819,7 @@ def _stored_pieces(
     the entry is not at its place, or the file ends early."""
     with _reading(path), open(path, "rb") as file:
         try:
-            with _ONE_HEADER_AT_A_TIME, archive.open(entry):
+            with _HEADERS, archive.open(entry):
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return
@@ -1356,38 +1416,8 @@ def _loss_of_texts(trunk: GPTBatched, texts: Sequence[np.ndarray], rows_at_once:
     return total / count
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Say what a pretrained checkpoint is.")
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", nargs="+", help="a path, or a quoted glob for the best of it"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--n_head", type=int, help="heads, where the file does not tell")
-    parser.add_argument("--lm_check", metavar="TOKENS.bin", help="measure the loss on this shard")
-    parser.add_argument(
-        "--lm_row_length", type=int, default=1024, help="tokens a row (%(default)s)"
-    )
-    parser.add_argument("--lm_rows", type=int, default=64, help="rows at most (%(default)s)")
-    arguments = parser.parse_args(argv)
-    for name in ("n_head", "lm_row_length", "lm_rows"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value}: expected a positive number")
-    return arguments
-
-
-def _only_one(paths: Sequence[str]) -> str:
-    """The one checkpoint that is asked for; of several, as a shell makes of a glob, none."""
-    if len(paths) == 1:
-        return paths[0]
-    raise CheckpointError(
-        f"{len(paths)} checkpoints ({_listed(paths)}): name one, or put the glob into quotes "
-        "('runs/*.pt'), and the best of them is taken"
-    )
-
-
 def _report(arguments: argparse.Namespace) -> dict:
-    path = resolve_checkpoint_path(_only_one(arguments.checkpoint))
+    path = resolve_checkpoint_path(arguments.checkpoint)
     if arguments.lm_check is None:
         return inspect_checkpoint(path, num_heads=arguments.n_head)[0]
     tokens = read_token_shard(arguments.lm_check)
@@ -1426,17 +1456,19 @@ def _printed(report: dict, indent: str = "") -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The inspector; returns the exit code: 0, or 2 for a file that can't be used."""
-    arguments = _parse_arguments(argv)
-    try:
+
+    def work() -> None:
+        arguments, problems = parse_flags(DESCRIPTION, FLAGS, argv, recipes=False)
+        problems += problems_of_names(arguments)
+        if problems:
+            raise UsageError(problems)
         report = _report(arguments)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join([*_printed(report), _summary(report)]))
-    return 0
+        if arguments.json:
+            print(json.dumps(report, indent=2))
+        else:
+            print("\n".join([*_printed(report), _summary(report)]))
+
+    return exit_code_of(work, refused=(CheckpointError,))
 
 
 def _summary(report: Mapping[str, object]) -> str:

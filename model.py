@@ -21,15 +21,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
+
+from xnli_gpt import choices
+from xnli_gpt.devices import keep_compiled_code_apart
+
+# These two modules of torch import its compiler, for a second: they are imported where they are
+# used, and before anything is compiled.
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 RMS_EPS = 2.0**-23
 SOFTMAX_SCALE = 0.12
@@ -254,6 +261,16 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight.type_as(x))
 
 
+class TokenEmbedding(nn.Embedding):
+    """torch's, which on the meta device draws no values: its normal distribution there would
+    import torch's compiler, for a second."""
+
+    def reset_parameters(self) -> None:
+        """Fill the weight with random values where it has values."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class CastedLinear(nn.Linear):
     """A linear layer without bias that computes in its input's dtype."""
 
@@ -388,9 +405,9 @@ class GPTTrunk(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.model_dim)
+        self.embed = TokenEmbedding(config.vocab_size, config.model_dim)
         self.value_embeds = nn.ModuleList(
-            nn.Embedding(config.vocab_size, config.model_dim) for _ in range(NUM_VALUE_EMBEDS)
+            TokenEmbedding(config.vocab_size, config.model_dim) for _ in range(NUM_VALUE_EMBEDS)
         )
         self.blocks = nn.ModuleList(
             TrainingScriptBlock(config, layer) for layer in range(config.num_layers)
@@ -580,6 +597,8 @@ class GPTFlexAttention(GPTTrunk):
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]
     ) -> AttentionFn:
+        from torch.nn.attention.flex_attention import create_block_mask
+
         device = self.scalars.device
         rules = {
             long: attention_rule(docs, windows[0] if long else windows[1]) for long in (True, False)
@@ -786,7 +805,6 @@ class GroupedAttention:
         self.index_of_grad = torch.where(real, index, len(inverse)).to(device)
 
     # Its batches change with every row: compiled code would be made anew each time.
-    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
         window = _window_of(self.config, layer)
@@ -944,6 +962,8 @@ def _document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
 
     `create_block_mask` would look at every pair to find the blocks that the lengths tell.
     """
+    from torch.nn.attention.flex_attention import BlockMask
+
     N = sum(row.lengths)
     lengths = torch.tensor(row.lengths)
     begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)  # [N]
@@ -964,6 +984,8 @@ def _document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
 def _pooled_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
     """`rule` between the last token of every example and every place: every block is looked at,
     since there are few queries."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     N, B = sum(row.lengths), len(row.last)
     blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK, device=row.last.device)
     queries = next_multiple(B, WINDOW_BLOCK) // WINDOW_BLOCK
@@ -988,6 +1010,8 @@ class VarlenRowAttention:
     """
 
     def __init__(self, config: GPTConfig, row: PackedRow):
+        from torch.nn.attention.varlen import varlen_attn
+
         longest = max(row.lengths)
         if longest > config.tokens_within_windows:
             raise ValueError(
@@ -996,6 +1020,7 @@ class VarlenRowAttention:
             )
         device = row.input_ids.device
         lengths = torch.tensor([0, *row.lengths], dtype=torch.int32)
+        self.attend = varlen_attn
         self.longest = longest
         self.ends = lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # [B + 1]
         # One question an example and none of the filler, whose keys and values must be in the
@@ -1010,7 +1035,7 @@ class VarlenRowAttention:
             bounds, longest, window = (self.ends, self.ends), self.longest, (-1, 0)
         else:
             bounds, longest, window = (self.questions, self.ends), 1, (-1, -1)
-        y = varlen_attn(
+        y = self.attend(
             q, k, v, *bounds, longest, self.longest, scale=SOFTMAX_SCALE, window_size=window
         )
         return y[None]
@@ -1021,6 +1046,7 @@ ROW_ATTENTION = {
     "flex": FlexRowAttention,
     "varlen": VarlenRowAttention,
 }
+assert tuple(ROW_ATTENTION) == choices.ROW_ATTENTION, "as the flag has them"
 DEFAULT_ROW_ATTENTION = {"cpu": "groups", "cuda": "flex"}
 
 
@@ -1094,13 +1120,7 @@ def _pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:
 
 def initial_scalars(num_layers: int) -> Tensor:
     """[5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
-    return torch.cat(
-        [
-            torch.ones(num_layers),
-            torch.tensor([1.0, 0.0]).repeat(num_layers),
-            torch.tensor([0.5, 0.5]).repeat(num_layers),
-        ]
-    )
+    return torch.tensor([1.0] * num_layers + [1.0, 0.0] * num_layers + [0.5, 0.5] * num_layers)
 
 
 def attention_rule(
@@ -1135,12 +1155,21 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     through the blocks as a whole. Lengths are symbols, so that no length compiles anything anew.
     """
     _allow_recompiling()
+    _leave_groups_uncompiled()
     if trunk.scalars.device.type != "cpu":
         trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
         return
+    keep_compiled_code_apart()
     for block in trunk.blocks:
         block.before_attention = torch.compile(block.before_attention, dynamic=True)
         block.after_attention = torch.compile(block.after_attention, dynamic=True)
+
+
+@cache
+def _leave_groups_uncompiled() -> None:
+    """Its shapes are another in every row. The decorator would import the compiler for everybody
+    who imports this file."""
+    GroupedAttention.__call__ = torch.compiler.disable(GroupedAttention.__call__)
 
 
 def _allow_recompiling() -> None:
@@ -1155,6 +1184,8 @@ _compiled_flex: dict[str, Callable[..., Tensor]] = {}
 
 
 def _flex_for(device_type: str) -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     if device_type != "cuda" or torch.compiler.is_compiling():
         return flex_attention
     if device_type not in _compiled_flex:

@@ -25,20 +25,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
-from command_line import Flag, FlagGroups, UsageError, exit_code_of, parse_flags
-from evaluation import EvaluationError
-from export import ExportError, export_checkpoint
-from inference import (
+from xnli_gpt.flags import (
     MACHINE_FLAGS,
-    Prediction,
-    XNLIClassifier,
-    device_of,
-    emulation_warning,
+    Flag,
+    FlagGroups,
+    UsageError,
+    exit_code_of,
+    parse_flags,
+    refuse_wrong_words,
 )
-from training import RunError, save_atomically, set_up_libraries
-from xnli_data import SEPARATORS, DataError
+from xnli_gpt.processors import set_up_libraries
 
 FILE_KINDS = ("jsonl", "csv", "tsv")
 # Pairs that are in memory at once; the first chunk is small, so that a pipe soon gives something.
@@ -47,8 +43,14 @@ EXIT_INTERRUPTED = 130
 
 FLAGS: FlagGroups = {
     "model": (
-        Flag("checkpoint", str, None, "NAME-ckpt.pt of a run, or its folder; all that is needed"),
-        Flag("export", str, None, "write a folder that transformers loads, and predict nothing"),
+        Flag(
+            "checkpoint",
+            Path,
+            None,
+            "NAME-ckpt.pt of a run, or its folder; all that is needed",
+            must_exist=True,
+        ),
+        Flag("export", Path, None, "write a folder that transformers loads, and predict nothing"),
     ),
     "one pair": (
         Flag("premise", str, None, "its premise"),
@@ -57,12 +59,13 @@ FLAGS: FlagGroups = {
     "many pairs": (
         Flag(
             "input",
-            str,
+            Path,
             None,
             "a .jsonl, .csv or .tsv file; default what is piped in: jsonl, tsv with a header, or "
             "lines of premise, tab, hypothesis",
+            must_exist=True,
         ),
-        Flag("output", str, None, "a .jsonl, .csv or .tsv file; default standard output"),
+        Flag("output", Path, None, "a .jsonl, .csv or .tsv file; default standard output"),
         Flag(
             "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
         ),
@@ -78,6 +81,18 @@ FLAGS: FlagGroups = {
     "machine": MACHINE_FLAGS,
 }
 DESCRIPTION = "Predict the classes of premise-hypothesis pairs with a fine-tuned checkpoint."
+
+if __name__ == "__main__":
+    refuse_wrong_words(DESCRIPTION, FLAGS)
+    set_up_libraries()
+
+from tqdm import tqdm
+
+from evaluation import EvaluationError
+from export import ExportError, export_checkpoint
+from inference import Prediction, XNLIClassifier, device_of, emulation_warning
+from training import RunError, save_atomically
+from xnli_data import SEPARATORS, DataError
 
 
 @dataclass(frozen=True)
@@ -488,7 +503,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"exported: {args.export} (model, tokenizer, code and model card)")
         return
     classifier = XNLIClassifier.load(
-        args.checkpoint, args.device, args.dtype, args.max_tokens_per_batch
+        args.checkpoint,
+        args.device,
+        args.dtype,
+        args.max_tokens_per_batch,
+        mapped=args.premise is not None,
     )
     if warning := emulation_warning(args.dtype, device_of(args.device)):
         print(warning, file=sys.stderr)
@@ -506,7 +525,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    set_up_libraries()
 
     def work() -> None:
         args, problems = parse_flags(DESCRIPTION, FLAGS, argv)

@@ -37,15 +37,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
 from xnli_gpt.training.records import RecentRate, StepLog
 
-SCHEDULES = ("linear", "cosine", "constant")
-EMBEDDING_UPDATES = ("exact", "lazy")
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
 MAX_SKIPPED_IN_A_ROW = 20
-PLAIN_LINES_PER_RUN = 20
+# Without a terminal a line comes this often, and in a run of hours up to so rarely.
+SECONDS_BETWEEN_LINES = (10.0, 60.0)
+# A run of ten minutes has a line every 20 seconds.
+LINE_INTERVALS_OF_A_RUN = 30
 
 # Tokens of a forward pass: beyond this nothing gets faster.
 MAX_TOKENS = 65536
@@ -645,14 +647,6 @@ def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     return np.split(order, cuts[1:])
 
 
-def set_up_libraries() -> None:
-    """Set what makes a step on a CPU faster, where the user has not: large pages for large
-    tensors, and room for the code that oneDNN generates for every shape (its default of 1024
-    shapes is just too few). To be called before the first tensor is made."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-
-
 def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int:
     """Tokens that a forward and backward pass may take: on a CPU those of some gigabytes of
     activations, on a GPU what a trial pass on the longest examples says that its memory holds."""
@@ -679,6 +673,20 @@ def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int
     free = torch.cuda.mem_get_info(device)[0] - 3 * 4 * trained
     within_memory = GPU_MEMORY_SHARE * free / per_token
     return int(min(MAX_TOKENS, max(examples.lengths.max(), within_memory)))
+
+
+def compile_ahead(model: nn.Module, recipe: Recipe, examples: Examples) -> None:
+    """Run what training runs through the compiler, before it starts.
+
+    A step is not left half way when a signal comes, so compiling within the first would hold up the
+    end for a minute. Two rows of unlike sizes tell the compiler that sizes vary.
+    """
+    longest = cut_by_tokens(examples.lengths, TRIAL_TOKENS)[0]
+    shortest = np.argsort(examples.lengths, kind="stable")[: len(longest) // 2 + 1]
+    model.train()
+    for row in (longest, shortest):
+        loss_of(MicroBatch(*examples.get_batch(row), None), len(row), model, recipe).backward()
+    model.zero_grad(set_to_none=True)
 
 
 def prepare_step(
@@ -946,7 +954,8 @@ def fine_tune(
     ):
         while True:
             if _evaluation_is_due(progress, recipe):
-                metrics = evaluate()
+                with line.evaluating(progress.step):
+                    metrics = evaluate()
                 if metrics is not None:
                     take_in(metrics, line)
                     if log is not None:
@@ -1133,16 +1142,42 @@ def _evaluation_sentence(progress: Progress, metrics: dict) -> str:
     )
 
 
+class LineTimes:
+    """When a line of progress is due where there is no terminal."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.started = self.last_line = self.last_step = clock()
+        self.has_steps = False
+
+    def is_due_after_step(self) -> bool:
+        """Whether a line is due after a step: the first has one, and then there is none before it
+        would be late; a step that takes longer than the interval has a line of its own."""
+        now = self.clock()
+        step_seconds, self.last_step = now - self.last_step, now
+        first, self.has_steps = not self.has_steps, True
+        shortest, longest = SECONDS_BETWEEN_LINES
+        interval = min(longest, max(shortest, (now - self.started) / LINE_INTERVALS_OF_A_RUN))
+        return first or now + step_seconds - self.last_line >= interval
+
+    def note_line(self) -> None:
+        """Count from here: a line was said."""
+        self.last_line = self.last_step = self.clock()
+
+
 class _ProgressLine:
-    """A bar on a terminal; elsewhere some twenty plain lines a run."""
+    """A bar on a terminal; elsewhere plain lines, at the times of `LineTimes`."""
 
     def __init__(self, num_steps: int, first_step: int):
         self.num_steps, self.first_step = num_steps, first_step
         self.bar = tqdm(
             total=num_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
         )
-        self.plain_every = max(1, num_steps // PLAIN_LINES_PER_RUN)
+        self.times = LineTimes()
         self.started = time.perf_counter()
+        self.evaluation_seconds: float | None = None
+        # The last one looked at: showing must not make the host wait for a GPU.
+        self.loss: float | None = None
 
     def __enter__(self) -> _ProgressLine:
         return self
@@ -1152,25 +1187,37 @@ class _ProgressLine:
 
     def show(self, progress: Progress, epoch: float) -> None:
         speed, rate = progress.recent.examples_per_second, progress.learning_rate
-        # The last loss looked at: showing must not make the host wait for a GPU.
-        loss = progress.losses[-1] if progress.losses else math.nan
+        self.loss = progress.losses[-1] if progress.losses else self.loss
+        # No loss yet is no loss of nan.
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
         if not self.bar.disable:
             self.bar.update()
-            self.bar.set_postfix_str(
-                f"loss {loss:.3f}, lr {rate:.1e}, {speed:.0f} examples/s", refresh=False
-            )
-        elif progress.step % self.plain_every == 0 or progress.step == self.num_steps:
+            self.bar.set_postfix_str(f"{loss}lr {rate:.1e}, {speed:.0f} examples/s", refresh=False)
+        elif self.times.is_due_after_step() or progress.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
             own_steps = progress.step - self.first_step
             left = elapsed / own_steps * (self.num_steps - progress.step)
             self.say(
                 f"step {progress.step}/{self.num_steps}, epoch {epoch:.2f}: "
-                f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
+                f"{loss}lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
             )
+
+    @contextlib.contextmanager
+    def evaluating(self, step: int) -> Iterator[None]:
+        """Say that an evaluation begins, where it may be long: the first, or as the last was."""
+        seconds = self.evaluation_seconds
+        if seconds is None:
+            self.say(f"step {step}: evaluating on the validation split")
+        elif seconds >= SECONDS_BETWEEN_LINES[0]:
+            self.say(f"step {step}: evaluating on the validation split, about {seconds:.0f} s")
+        started = time.perf_counter()
+        yield
+        self.evaluation_seconds = time.perf_counter() - started
 
     def say(self, sentence: str) -> None:
         self.bar.write(sentence, file=sys.stdout)
         sys.stdout.flush()
+        self.times.note_line()
 
 
 def captured(
@@ -1269,17 +1316,19 @@ def read_save(path: Path) -> dict:
     return content
 
 
-def read_whole(path: Path) -> object:
+def read_whole(path: Path, mapped: bool = False) -> object:
     """The content of a torch file whose every byte is as it was written.
 
     A torch file is a zip with a CRC-32 of every record, which `torch.load` does not look at.
-    Raises RunError.
+    `mapped` leaves tensors in the file until they are used, which is much faster where few are,
+    and for a process that ends soon: a file that changes meanwhile would change them. Raises
+    RunError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         reason = f"record {damaged} has another checksum than it was written with"
     except FileNotFoundError:
         reason = "no such file"

@@ -31,11 +31,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-SPLITS = ("train", "validation", "test")
+from xnli_gpt.choices import SPLITS, TEMPLATES
+from xnli_gpt.data.names import XNLI_LANGUAGES, nearest_dataset, problem_of_dataset
+
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}
 HUB_XNLI = "facebook/xnli"
-XNLI_LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
 TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
@@ -44,12 +45,6 @@ ENCODE_CHUNK = 1024
 JOIN_CHUNK = 65536
 MAX_LISTED = 5
 LONGEST_SHOWN = 200
-
-# What stands around the two texts; pretraining put the end-of-text token before every document.
-TEMPLATES = {
-    "documents": ("end_of_text", "premise", "end_of_text", "hypothesis", "end_of_text"),
-    "group": ("premise", "end_of_text", "hypothesis"),
-}
 
 BuiltinDataset = Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]
 
@@ -395,6 +390,8 @@ def _find_source(
     name, config = _hub_name(request)
     folder = _local_folder(request)
     if folder is None:
+        if problem := problem_of_dataset(request.dataset):
+            raise DataError(problem)
         return _hub_source(name, config, request, cache_dir)
     if (folder / "dataset_dict.json").exists():
         return _saved_source(folder, request)
@@ -413,13 +410,8 @@ def _find_source(
 def _hub_name(request: DataRequest) -> tuple[str, str | None]:
     language = {"hindi_xnli": "hi"}.get(request.dataset)
     match = re.fullmatch(r"xnli_([a-z]{2})", request.dataset)
-    if match:
+    if match and match[1] in XNLI_LANGUAGES:
         language = match[1]
-        if language not in XNLI_LANGUAGES:
-            raise DataError(
-                f"--dataset {request.dataset}: XNLI has no language {language}, "
-                f"expected one of {' '.join(XNLI_LANGUAGES)}"
-            )
     if language:
         return HUB_XNLI, request.dataset_config or language
     return request.dataset, request.dataset_config
@@ -745,15 +737,17 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
     # The errors of the HTTP library below `datasets` have no base of their own.
     except Exception as error:
         reason = _reason(error)
+        meant = None if "/" in name else nearest_dataset(name)
+        perhaps = "" if meant is None else f"; did you mean {meant}?"
         if online:
             raise DataError(
                 f"--dataset {request.dataset}: can't load {name} ({reason}); check the name and "
-                "the network, or give a local folder as --dataset"
+                f"the network, or give a local folder as --dataset{perhaps}"
             ) from error
         raise DataError(
             f"--dataset {request.dataset}: no network, and {name} is not in the cache of datasets; "
             "run the same command with --prepare_only where there is network (and the same "
-            "HF_HOME), or give a local folder as --dataset"
+            f"HF_HOME), or give a local folder as --dataset{perhaps}"
         ) from error
     files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]
     digest = _hash_files(sorted(files), None)

@@ -11,6 +11,7 @@ leaves out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +42,7 @@ from model import (  # noqa: E402
     compile_trunk,
 )
 from xnli_data import EncodedSplit, pack  # noqa: E402
+from xnli_gpt.processors import set_up_libraries  # noqa: E402
 
 SIZES = {
     "tiny": ("small", 12, 256, 2, 8192),
@@ -90,7 +92,6 @@ class Ours(Contestant):
 
     def __init__(self, contest: Contest):
         super().__init__(contest)
-        training.set_up_libraries()
         self.model = new_model(contest.size).to(self.device).train()
         self.optimizer = training.configure_optimizers(
             self.device.type, self.model, embedding_update=contest.embedding_update
@@ -327,6 +328,20 @@ def serve(name: str, contest: Contest, connection: Connection) -> None:
         connection.send(getattr(contestant, method)(*arguments))
 
 
+@contextlib.contextmanager
+def set_up_as(name: str) -> Iterator[None]:
+    """The environment that a contestant's process starts with: ours sets up its libraries before
+    it imports torch, the others take them as they are."""
+    before = dict(os.environ)
+    if name == "ours":
+        set_up_libraries()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 class Runner:
     """A contestant in a process of its own, idle while others run."""
 
@@ -340,7 +355,8 @@ class Runner:
         self.connection, other = context.Pipe()
         arguments = (self.name, self.contest, other)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
-        self.process.start()
+        with set_up_as(self.name):
+            self.process.start()
         other.close()
         self._answered(self.connection.recv)
 

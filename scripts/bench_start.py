@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401  loading a file imports it
 from torch import Tensor  # noqa: E402
 
 import demo_grammar  # noqa: E402

@@ -1,4 +1,5 @@
-"""What the demo found: test accuracy of both trunks, and some pairs with the model's answers.
+"""Print what the demo found: some pairs with the model's answers, test accuracy of both trunks, and
+where the reports are.
 
 python -m scripts.demo_report PRETRAINED_OUT RANDOM_OUT
 """
@@ -10,44 +11,37 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 import demo_grammar
-from model import GPTClassification
-from xnli_data import encode_pairs, pair_encoding
+from inference import XNLIClassifier
 
 NUM_PAIRS = 6
 
 
-def predict(saved: dict, pairs: list[tuple[str, str]]) -> list[tuple[str, float]]:
-    """The class and its probability for every pair of texts."""
-    encoding = pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
-    model = GPTClassification.from_saved(saved["config"], saved["model"])
-    answers = []
-    for row in encode_pairs(pairs, encoding):
-        ids = torch.from_numpy(row.astype("int64"))[None]  # [1, T]
-        with torch.inference_mode():
-            probabilities = model(ids, torch.tensor([ids.size(1)]))[0].softmax(dim=-1)
-        best = int(probabilities.argmax())
-        answers.append((saved["classes"][best], float(probabilities[best])))
-    return answers
+def print_answers(checkpoint: Path, rows: list[dict[str, str]]) -> None:
+    """Print `rows` of the demo's test split with the answers of a fine-tuned checkpoint."""
+    classifier = XNLIClassifier.load(checkpoint, device="cpu")
+    answers = classifier.predict([(row["premise"], row["hypothesis"]) for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        print(f"{row['premise']}  →  {row['hypothesis']}")
+        print(
+            f"    {answer.label} ({answer.probabilities[answer.label]:.2f}); right: {row['label']}"
+        )
 
 
 def main() -> int:
-    """Print the report of the two runs named on the command line."""
+    """Report on the two runs named on the command line."""
     parser = argparse.ArgumentParser(description="Report on the demo's two runs.")
     parser.add_argument("pretrained", type=Path)
     parser.add_argument("random", type=Path)
     arguments = parser.parse_args()
-    rows = demo_grammar.nli_splits()["test"][:NUM_PAIRS]
-    saved = torch.load(arguments.pretrained / "demo-ckpt.pt", weights_only=True)
-    answers = predict(saved, [(row["premise"], row["hypothesis"]) for row in rows])
-    for row, (answer, probability) in zip(rows, answers, strict=True):
-        print(f"{row['premise']}  →  {row['hypothesis']}")
-        print(f"    {answer} ({probability:.2f}); right: {row['label']}")
-    for name, folder in (("pretrained", arguments.pretrained), ("random", arguments.random)):
+    test = demo_grammar.nli_splits(sizes={"test": demo_grammar.DEFAULT_SIZES["test"]})["test"]
+    print_answers(arguments.pretrained / "demo-ckpt.pt", test[:NUM_PAIRS])
+    runs = {"pretrained": arguments.pretrained, "random": arguments.random}
+    for name, folder in runs.items():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         print(f"test accuracy, {name} trunk: {results['test']['accuracy']:.4f}")
+    for name, folder in runs.items():
+        print(f"report, {name} trunk: {folder / 'report.html'}")
     return 0
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A real SLURM cluster of two nodes on this one machine, for the tests:
-#   bash scripts/slurm_cluster.sh start|stop
-# Start prints the SLURM_CONF that sbatch and its kin need. It installs SLURM from Debian where it
-# is missing, needs neither systemd nor cgroups, and keeps everything in one folder.
+#   bash scripts/slurm_cluster.sh start [--install]|stop
+# Start prints the SLURM_CONF that sbatch and its kin need. With --install it installs SLURM from
+# Debian where it is missing. It needs neither systemd nor cgroups, and keeps everything in one folder.
 # Exit codes: 0 done; 3 can't be had on this machine; 1 did not come up (the logs are printed).
 set -euo pipefail
 
@@ -34,6 +34,14 @@ install_programs() {
   told=$(apt-get update -qq 2>&1 && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" 2>&1) ||
     impossible "apt-get could not install ${PACKAGES[*]}: $(tail -n 1 <<< "$told")"
+}
+
+# What is missing is installed only where that is asked for.
+require_programs() {
+  missing_program || return 0
+  [[ $1 == --install ]] ||
+    impossible "${PACKAGES[*]} are not installed; start --install installs them"
+  install_programs
 }
 
 # cred_expire is how long a requeued job waits before it starts again (120 seconds by default).
@@ -108,16 +116,16 @@ nodes_are_up() {
   local up
   # Without it sinfo waits a minute.
   [[ -e $SLURM_CONF ]] || return 1
-  up=$(timeout 5 sinfo --noheader --partition=normal --states=idle,alloc,mix --Node --format=%N \
+  up=$(timeout 15 sinfo --noheader --partition=normal --states=idle,alloc,mix --Node --format=%N \
     2> /dev/null) && [[ $(wc -w <<< "$up") == "${#NODES[@]}" ]]
 }
 
-start() {
+start() { # [--install]
   if nodes_are_up; then
     return
   fi
   ((EUID == 0)) || impossible 'starting one needs root'
-  ! missing_program || install_programs
+  require_programs "${1:-}"
   stop
   rm -rf "$STATE"
   mkdir -p "$STATE"
@@ -126,7 +134,7 @@ start() {
   name_nodes "127.0.0.1 ${NODES[*]} $HOSTS_MARK"
   start_daemons
   local _
-  for _ in {1..60}; do
+  for _ in {1..240}; do
     if nodes_are_up; then
       return
     fi
@@ -166,14 +174,14 @@ stop_daemon() {
   rm -f "$1"
 }
 
-case ${1:-} in
-  start)
-    start
+case "$*" in
+  start | 'start --install')
+    start "${2:-}"
     echo "$SLURM_CONF"
     ;;
   stop) stop ;;
   *)
-    echo "usage: bash scripts/slurm_cluster.sh start|stop" >&2
+    echo "usage: bash scripts/slurm_cluster.sh start [--install]|stop" >&2
     exit 2
     ;;
 esac

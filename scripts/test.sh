@@ -1,28 +1,58 @@
 #!/usr/bin/env bash
-# The whole test suite from a fresh clone: makes .venv, installs, lints, tests.
-#   bash scripts/test.sh [pytest arguments]
+# Lint and tests from a fresh clone, in a .venv of its own:
+#   bash scripts/test.sh [--with-slurm] [--with-browser] [pytest arguments]
+# Without pytest arguments: the quick tests, then the long ones (TIMES).
+# Nothing is installed outside of .venv but what a flag asks for; as root, on Debian or Ubuntu:
+#   --with-slurm     SLURM, where it is missing, and a cluster of this machine while the tests run
+#   --with-browser   Chromium, where it is missing
+# Tests of what is not there are skipped, and say so at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/venv.sh requirements-dev.txt
+
+with_slurm='' with_browser=''
+arguments=()
+for word; do
+  case $word in
+    --with-slurm) with_slurm=yes ;;
+    --with-browser) with_browser=yes ;;
+    *) arguments+=("$word") ;;
+  esac
+done
 
 # One thread a worker: more threads than cores spin against each other.
 export OMP_NUM_THREADS=1
-ruff check .
-ruff format --check .
-if (($#)); then
-  exec pytest "$@"
-fi
-pytest -q -n auto -m "not long"
+status=0
 
-# The report is looked at in a real browser; where there is none, that test is skipped.
-if ((EUID == 0)) && command -v apt-get > /dev/null && ! command -v chromium > /dev/null; then
+# Every part runs, and one that fails makes the whole fail.
+part() { "$@" || status=$?; }
+
+install_browser() {
+  ! command -v chromium > /dev/null || return 0
   { apt-get update && apt-get install -y --no-install-recommends chromium; } > /dev/null 2>&1 ||
-    echo "chromium can't be installed"
-fi
+    echo "--with-browser: apt-get can't install chromium; the test that needs it is skipped"
+}
 
-# The job scripts are tested in a real cluster; where there can be none, those tests are skipped.
-trap 'bash scripts/slurm_cluster.sh stop' EXIT
-SLURM_CLUSTER_PROBLEM=$(bash scripts/slurm_cluster.sh start 2>&1 > /dev/null) ||
-  echo "$SLURM_CLUSTER_PROBLEM"
-export SLURM_CLUSTER_PROBLEM
-pytest -q -rs -m long
+# The variable tells the tests why there is no cluster; one that is installed but does not come up
+# is a failure.
+start_cluster() {
+  local code=0
+  trap 'bash scripts/slurm_cluster.sh stop' EXIT
+  SLURM_CLUSTER_PROBLEM=$(bash scripts/slurm_cluster.sh start --install 2>&1 > /dev/null) || code=$?
+  export SLURM_CLUSTER_PROBLEM
+  ((code == 0)) || echo "--with-slurm: $SLURM_CLUSTER_PROBLEM"
+  ((code == 0 || code == 3)) || return "$code"
+}
+
+source scripts/venv.sh requirements-dev.txt
+part ruff check .
+part ruff format --check .
+[[ -z $with_browser ]] || part install_browser
+[[ -z $with_slurm ]] || part start_cluster
+if ((${#arguments[@]})); then
+  part pytest -rs "${arguments[@]}"
+else
+  part pytest -q -n auto -m "not long"
+  # Those of a group, as of the cluster, one after the other; the others beside them.
+  part pytest -q -n auto --dist loadgroup -rs -m long
+fi
+exit "$status"

@@ -778,7 +778,7 @@ def is_right_value(flag: finetune.Flag, value: object) -> bool:
         return right_count and len(value) > 0 and all(_is_name(word) for word in value)
     if flag.choices is not None:
         return type(value) is str and value in flag.choices
-    if flag.kind is str:
+    if flag.kind in (str, Path):
         return _is_name(value)
     if type(value) is not flag.kind:
         return False

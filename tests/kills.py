@@ -10,9 +10,11 @@ aside.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,10 +25,10 @@ from pathlib import Path
 
 import small_run
 import torch
+from limits import HANG_S
 
 PROJECT = Path(__file__).resolve().parents[1]
 TIMES = ("examples_per_second", "train_seconds")
-START_LIMIT_S = 120
 CHANGES = (
     *("--eval_interval", 5, "--save_interval", 2, "--batch_size", 3, "--seed", 5),
     *("--gradient_accumulation_steps", 3, "--max_tokens_per_batch", 200),
@@ -40,6 +42,13 @@ def command(assets: types.SimpleNamespace, out_dir: Path, kills: int) -> list[st
     return small_run.command(assets, out_dir, *CHANGES, "--max_steps", STEPS_PER_KILL * kills)
 
 
+def die_with_parent() -> None:
+    """Let Linux kill this process when the one that started it ends: no run is left behind."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
 def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
     """The command as a user gives it, its output added to `log`."""
     with open(log, "ab") as output:
@@ -48,19 +57,20 @@ def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+            preexec_fn=die_with_parent,
         )
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen, start_at: int = 0) -> bool:
     """Whether `text` came into `log` before the process ended."""
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         if text.encode() in log.read_bytes()[start_at:]:
             return True
         if process.poll() is not None:
             return False
         time.sleep(0.01)
-    raise TimeoutError(f"no {text!r} within {START_LIMIT_S} s:\n{log.read_text()}")
+    raise TimeoutError(f"no {text!r} within {HANG_S} s:\n{log.read_text()}")
 
 
 def wait_for_a_write(out_dir: Path, process: subprocess.Popen) -> None:

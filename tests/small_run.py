@@ -79,6 +79,7 @@ def command(assets, out_dir: Path, *changes: object) -> list[str]:
     words += ["--tokenizer_name", assets.tokenizer, "--cache_dir", assets.cache]
     words += ["--out_dir", out_dir, "--device", "cpu", "--block_size", 160, "--batch_size", 6]
     words += ["--gradient_accumulation_steps", 2, "--learning_rate", 1e-3, "--no-report"]
+    words += ["--compile", "never"]
     # What is compared bit by bit must not depend on what this machine is fast at.
     words += ["--dtype", "float32"]
     return [str(word) for word in [*words, *changes]]

@@ -1,6 +1,8 @@
 """Which precision a machine gets by itself, and what is said of one that it only emulates."""
 
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -157,6 +159,38 @@ def test_the_legacy_build_takes_old_gpus(monkeypatch):
     for capability in ((6, 1), (7, 0), (7, 2)):
         gpu(monkeypatch, capability, LEGACY_BUILD)
         assert devices.why_without_code(GPU) is None
+
+
+COMPILED = """
+import torch
+from xnli_gpt.devices import keep_compiled_code_apart
+keep_compiled_code_apart()
+x = torch.arange(1001.0)
+compiled = torch.compile(lambda x: (x * 2 + 1).relu(), dynamic=True)
+assert torch.equal(compiled(x), x * 2 + 1)
+import os
+print(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
+def test_two_kinds_of_cpu_share_a_folder_of_compiled_code_but_no_code(tmp_path):
+    """As nodes with AVX2 and with AVX512 do; each other's code would write beyond its arrays."""
+    shared = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    folders = [
+        subprocess.run(
+            [sys.executable, "-c", COMPILED],
+            cwd=ROOT,
+            env=shared | limits,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for limits in ({"ATEN_CPU_CAPABILITY": "default"}, {}, {})
+    ]
+    first, second, again = map(pathlib.Path, folders)
+    assert first != second == again and first.parent == second.parent == tmp_path
+    assert list(first.rglob("*.so")) and list(second.rglob("*.so"))
 
 
 def run(assets, out_dir, *changes):

@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import f1_score, fbeta_score, recall_score
 
 from evaluation import (
-    METRICS,
     NEGATIONS,
     SCORES,
     EvaluationError,
@@ -38,6 +37,7 @@ from evaluation import (
     word_overlap,
     words_of,
 )
+from xnli_gpt.choices import METRICS
 
 CLASSES = ("entailment", "neutral", "contradiction")
 

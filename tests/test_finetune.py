@@ -18,6 +18,7 @@ import pytest
 import small_run
 import torch
 import yaml
+from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 from small_run import LABELS, NAMES, command, rows_about
 from tokenizers import Tokenizer
@@ -134,7 +135,8 @@ def test_config_yaml_tells_what_was_run(trained, assets):
     assert set(config) <= {flag.name for flag in FLAGS} and None not in config.values()
     assert config["backbone_lr_scale"] == 0.5
     assert config["weight_decay"] == 0.01
-    assert found["versions"]["torch"] == torch.__version__
+    # A package's version may be without what was built in, as in 2.13.0+cu130.
+    assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
     assert len(found["data"]["content_sha256"]["pairs"]) == 64
     assert found["data"]["classes"] == list(LABELS)
@@ -300,19 +302,19 @@ def weights_of(out_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_command_twice_gives_the_same_weights_and_another_seed_others(assets, tmp_path):
-    def start(name: str, seed: int) -> subprocess.Popen:
+    def words(name: str, seed: int) -> list[str]:
         changes = ("--max_steps", 3, "--eval_interval", 3, "--seed", seed)
-        argv = command(assets, tmp_path / name, *changes)
-        return subprocess.Popen(
-            [sys.executable, PROJECT / "finetune_hindi_xnli.py", *argv],
-            env=subprocess_environment(),
-            stdout=subprocess.DEVNULL,
-        )
+        return command(assets, tmp_path / name, *changes)
 
-    processes = [start("one", 5), start("two", 5)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    changes = ("--max_steps", 3, "--eval_interval", 3, "--seed", 6)
-    assert finetune.main(command(assets, tmp_path / "other", *changes)) == 0
+    subprocess.run(
+        [sys.executable, PROJECT / "finetune_hindi_xnli.py", *words("one", 5)],
+        env=subprocess_environment(),
+        stdout=subprocess.DEVNULL,
+        timeout=HANG_S,
+        check=True,
+    )
+    assert finetune.main(words("two", 5)) == 0
+    assert finetune.main(words("other", 6)) == 0
     one, two, other = (weights_of(tmp_path / name) for name in ("one", "two", "other"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     assert not torch.equal(one["head.output.weight"], other["head.output.weight"])
@@ -525,7 +527,7 @@ def run_without_a_compiler(
         ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
 
 
@@ -695,9 +697,8 @@ def test_all_problems_of_a_command_line_are_told_at_once(assets, tmp_path, capsy
     told = [
         "--grad_clip: expected one argument",
         "--text_column: expected 2 arguments",
-        "unknown argument --learnin_rate",
-        "unknown argument 3",
-        "unknown key learning_rte",
+        "unknown argument --learnin_rate: did you mean --learning_rate?",
+        "unknown key learning_rte: did you mean learning_rate?",
         "--batch_size many: expected a whole number",
         "--num_epochs -1.0: expected more than 0",
         "--dropout 2.0: expected at most 0.99",
@@ -857,7 +858,7 @@ def test_the_command_itself_exits_with_2_and_no_traceback(assets, tmp_path):
         env=subprocess_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 2
     assert [line.split(" ")[1] for line in done.stderr.splitlines()] == [
@@ -1041,7 +1042,7 @@ def test_importing_the_entry_point_imports_no_logger(tmp_path):
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
 

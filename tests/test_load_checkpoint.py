@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import sys
-import threading
 import time
 import warnings
 import zipfile
@@ -23,6 +22,7 @@ import pytest
 import reference
 import torch
 from checkpoints import gpt_call, random_state, save_checkpoint
+from limits import HANG_S
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -395,10 +395,13 @@ function = getattr(loader, sys.argv[1])
 function(sys.argv[2])  # the first load imports much of torch
 samples, done, watcher = [anonymous()], threading.Event(), threading.Thread(target=watch)
 watcher.start()
-result = function(sys.argv[3])
+# So often that the watcher had its turns.
+while len(samples) < 6:
+    result = None
+    result = function(sys.argv[3])
 done.set()
 watcher.join()
-print(max(samples) - samples[0], len(samples))
+print(max(samples) - samples[0])
 """
 
 
@@ -412,16 +415,35 @@ def test_the_most_memory_that_loading_takes(tmp_path, function, most):
     path = save_checkpoint(tmp_path / "file.pt", state, optimizers=[moments])
     first = tiny_file(tmp_path, "medium")
     done = run_python("-c", MEASURE_PEAK, function, str(first), str(path))
-    growth, num_samples = map(int, done.stdout.split())
+    growth = int(done.stdout)
     weights = sum(t.numel() for t in state.values()) * 4 // 1024
-    assert weights > 75_000 and num_samples > 5
+    assert weights > 75_000
     assert growth < most * weights  # KiB
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG_S
     )
+
+
+def test_headers_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """Those who read two at a time take a whole file for a damaged one, once in a while."""
+    opened, at_work, most = zipfile.ZipFile.open, [], []
+
+    def open_slowly(self, *args, **options):
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.01)
+        try:
+            return opened(self, *args, **options)
+        finally:
+            at_work.pop()
+
+    path = tiny_file(tmp_path, "medium")
+    monkeypatch.setattr(zipfile.ZipFile, "open", open_slowly)
+    inspect_checkpoint(path)
+    assert max(most) == 1 and len(most) > 10
 
 
 class Saboteur:
@@ -1272,9 +1294,13 @@ def test_the_inspector_prints_every_field(tmp_path, capsys):
 
 @pytest.mark.parametrize("flag", ["--n_head", "--lm_row_length", "--lm_rows"])
 def test_the_inspector_wants_positive_numbers(capsys, flag):
-    with pytest.raises(SystemExit, match="2"):
-        main(["file.pt", flag, "0"])
-    assert f"{flag} 0: expected a positive number" in capsys.readouterr().err
+    assert main(["file.pt", flag, "0"]) == 2
+    assert capsys.readouterr().err == f"error: {flag} 0: expected at least 1\n"
+
+
+def test_the_inspector_wants_a_file(capsys):
+    assert main(["--json"]) == 2
+    assert capsys.readouterr().err.startswith("error: CKPT is needed: ")
 
 
 def test_the_inspector_as_a_command(tmp_path):
@@ -1284,31 +1310,22 @@ def test_the_inspector_as_a_command(tmp_path):
     assert json.loads(done.stdout)["file"] == str(path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "hostile"])
-def test_errors_of_the_inspector_as_a_command(tmp_path, damage):
-    malice = {"extra": Calls(os.system, "true")} if damage == "hostile" else {}
-    path = tiny_file(tmp_path, "medium", **malice)
+def assert_an_error(path: Path, code: int, stdout: str, stderr: str) -> None:
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {path}: ") and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_errors_of_the_inspector(tmp_path, capsys, damage):
+    path = tiny_file(tmp_path, "medium")
     if damage == "missing":
         path.unlink()
-    if damage == "truncated":
+    else:
         path.write_bytes(path.read_bytes()[:-100])
+    assert_an_error(path, main([str(path)]), *capsys.readouterr())
+
+
+def test_a_hostile_file_and_the_inspector_as_a_command(tmp_path):
+    path = tiny_file(tmp_path, "medium", extra=Calls(os.system, "true"))
     done = run_python("load_checkpoint_helper.py", str(path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
-
-
-def test_one_thread_at_a_time_opens_an_entry(tmp_path, monkeypatch):
-    """Some Python 3.12 mix up the places of entries that threads open at once."""
-    path = tiny_file(tmp_path, "medium")
-    opening, really_open = threading.Lock(), zipfile.ZipFile.open
-
-    def slowly_and_alone(*args, **options):
-        assert opening.acquire(blocking=False), "two at once"
-        try:
-            time.sleep(1e-3)
-            return really_open(*args, **options)
-        finally:
-            opening.release()
-
-    monkeypatch.setattr(zipfile.ZipFile, "open", slowly_and_alone)
-    load_pretrained_checkpoint(path)
+    assert_an_error(path, done.returncode, done.stdout, done.stderr)

@@ -266,7 +266,7 @@ def test_a_filler_may_be_longer_than_max_seq_len():
     torch.testing.assert_close(found, model(packed(examples)), atol=1e-6, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths_of_examples, st.sampled_from([1, 16, 128]))
 def test_flex_looks_at_the_blocks_of_create_block_mask(lengths, multiple):
     config = config_of("small", 8, max_seq_len=500)
@@ -281,7 +281,7 @@ def test_flex_looks_at_the_blocks_of_create_block_mask(lengths, multiple):
     assert torch.equal(by_mask, dense_mask(rule, N, torch.device("cpu")))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths_of_examples, st.sampled_from([1, 16, 128]), st.sampled_from([1, 2, 3]))
 def test_no_pair_that_may_look_stands_outside_of_the_blocks_of_flex(lengths, multiple, window):
     config = config_of("small", 8, windows=(window, window), max_seq_len=500)
@@ -340,7 +340,6 @@ def test_a_filler_is_at_most_three_percent_of_the_tokens(num_tokens):
     assert 128 % multiple == 0, "a power of two, at most a block"
 
 
-@settings(deadline=None)
 @given(lengths_of_examples, st.none() | st.sampled_from([1, 2, 8, 128]))
 def test_a_row_tells_every_token_its_example_and_place(lengths, multiple):
     examples = random_examples(lengths)

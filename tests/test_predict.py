@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import small_run
 import torch
+from limits import HANG_S
 from small_run import LABELS, rows_about
 
 import finetune_hindi_xnli as finetune
 import inference
 import predict_hindi_xnli as predict
-from command_line import UsageError
 from evaluation import EvaluationError
 from inference import Prediction, XNLIClassifier
 from training import RunError
 from xnli_data import DataError
+from xnli_gpt.flags import UsageError
 
 SCRIPT = Path(predict.__file__)
 PAIR = ("राम ने बाज़ार से 3 आम ख़रीदा", "राम के पास आम है")
@@ -511,7 +512,7 @@ def test_a_real_pipe_in_the_plainest_locale(assets):
         input="\t".join(PAIR).encode(),
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | plainest,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 0 and not done.stderr
     (line,) = done.stdout.decode().splitlines()

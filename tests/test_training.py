@@ -9,8 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
+import training
 from evaluation import is_better
 from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
@@ -18,6 +20,7 @@ from training import (
     MAX_TOKENS,
     ExampleOrder,
     Examples,
+    LineTimes,
     MicroBatch,
     Progress,
     Recipe,
@@ -835,7 +838,7 @@ def test_prefetching_keeps_the_order_and_makes_few_ahead():
     for taken, item in enumerate(prefetched(items(), 3), start=1):
         assert item == taken - 1
         if taken in (1, 5):
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + HANG_S
             while len(made) < taken + 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(0.05)
@@ -867,10 +870,8 @@ def test_closing_a_prefetching_generator_stops_its_thread(taken):
     for _ in range(taken):
         next(items)
     assert threading.active_count() == threads + 1
-    started = time.monotonic()
     items.close()
     assert threading.active_count() == threads
-    assert time.monotonic() - started < 5
 
 
 def on_meta(layers: int, width: int) -> GPTClassification:
@@ -912,3 +913,73 @@ def test_a_loss_that_is_no_number_is_an_error_in_that_very_step(model, bad_step)
     with pytest.raises(TrainingError, match="loss nan.*not finite: lower --learning_rate"):
         Run(model, recipe_of(num_steps=10), max_tokens_per_batch=1000)
     assert len(steps) == bad_step, "one forward pass a step, and none after the bad one"
+
+
+# Lines of progress without a terminal
+
+
+def times_of_lines(step_seconds, num_steps):
+    """When lines come, in seconds from the start, in a run of equally long steps."""
+    now = [0.0]
+    times = LineTimes(lambda: now[0])
+    lines = []
+    for _ in range(num_steps):
+        now[0] += step_seconds
+        if times.is_due_after_step():
+            lines.append(now[0])
+            times.note_line()
+    return lines
+
+
+@pytest.mark.parametrize("step_seconds", [0.01, 0.7, 3.0, 10.0, 47.0])
+def test_a_log_has_a_line_at_once_and_then_at_least_every_ten_seconds(step_seconds):
+    lines = times_of_lines(step_seconds, int(300 / step_seconds))
+    assert lines[0] == pytest.approx(step_seconds)
+    gaps = np.diff(lines)
+    assert gaps.max() <= max(10.0, step_seconds) + 1e-6
+    assert gaps.min() > min(10.0 - 2 * step_seconds, step_seconds) - 1e-6
+
+
+def test_a_run_of_hours_has_a_line_a_minute():
+    lines = np.array(times_of_lines(0.5, 4 * 3600 * 2))
+    assert np.diff(lines).max() <= 60.0
+    assert np.diff(lines[lines > 1800]).min() >= 58.0
+    assert len(lines) < 300
+
+
+def test_another_line_is_a_line_too():
+    now = [0.0]
+    times = LineTimes(lambda: now[0])
+    now[0] = 1.0
+    assert times.is_due_after_step()
+    times.note_line()
+    now[0] = 9.0
+    times.note_line()
+    now[0] = 10.0
+    assert not times.is_due_after_step()
+
+
+def test_an_evaluation_is_announced_where_it_may_be_long(model, capsys, monkeypatch):
+    """The first one always; another one where the last took ten seconds or more."""
+    monkeypatch.setattr("training.SECONDS_BETWEEN_LINES", (0.0, 60.0))
+    Run(model, recipe_of(num_steps=4, eval_interval=2))
+    out = capsys.readouterr().out
+    assert "step 2: evaluating on the validation split\n" in out
+    assert "step 4: evaluating on the validation split, about 0 s\n" in out
+    monkeypatch.undo()
+    Run(model, recipe_of(num_steps=4, eval_interval=2))
+    assert capsys.readouterr().out.count("evaluating on the validation split") == 1
+
+
+def test_a_loss_that_nobody_has_looked_at_is_not_told_as_nan(capsys):
+    """On a GPU losses are looked at some steps late, and evaluations clear those of before."""
+    progress = Progress(step=1)
+    with training._ProgressLine(num_steps=3, first_step=0) as line:
+        line.show(progress, epoch=0.1)
+        progress.step, progress.losses = 2, [0.5]
+        line.times = training.LineTimes()
+        line.show(progress, epoch=0.2)
+        progress.step, progress.losses = 3, []
+        line.show(progress, epoch=0.3)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "loss" not in first and "loss 0.5000" in last

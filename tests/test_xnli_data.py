@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import HANG_S
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
@@ -372,11 +373,10 @@ def test_hub_name_without_network(tmp_path):
         import sys, time
         import xnli_data
         xnli_data._hub_reachable = lambda: False
-        start = time.monotonic()
+        time.sleep = lambda seconds: print("waited before another try")
         try:
             xnli_data.load_texts(xnli_data.DataRequest("hindi_xnli"), sys.argv[1])
         except xnli_data.DataError as error:
-            print(time.monotonic() - start)
             print(error)
     """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "empty")}
@@ -385,12 +385,11 @@ def test_hub_name_without_network(tmp_path):
         [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "cache")],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=HANG_S,
         cwd=REPOSITORY,
         env=environment,
     )
-    seconds, *message = run.stdout.splitlines()
-    assert float(seconds) < 10
+    message = run.stdout.splitlines()
     assert len(message) == 1
     for part in ("hindi_xnli", "no network", "--prepare_only", "local folder"):
         assert part in message[0]
@@ -700,7 +699,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 @settings(
     max_examples=40,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(texts=st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=3, max_size=4))
 def test_any_text_comes_out_exactly_or_is_refused(tmp_path_factory, kind, texts):
@@ -952,7 +951,7 @@ def test_as_many_chunks_at_a_time_as_the_process_has_cores(encoding, monkeypatch
 
     def watch():
         threads.add(threading.get_ident())
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=HANG_S)
 
     watched = xnli_data.PairEncoding(
         WatchedTokenizer(encoding.tokenizer, watch), "", encoding.end_of_text, "documents", 1024
@@ -975,7 +974,7 @@ def test_tokenising_before_and_after_a_fork(tokenizer_path, parallelism):
         rows = [row.tolist() for row in xnli_data.encode_pairs(pairs, encoding)]
         assert os.environ.get("TOKENIZERS_PARALLELISM") == before
         child = os.fork()
-        signal.alarm(40)
+        signal.alarm({HANG_S})
         again = [row.tolist() for row in xnli_data.encode_pairs(pairs, encoding)]
         if not child:
             os._exit(0 if again == rows else 1)
@@ -988,7 +987,7 @@ def test_tokenising_before_and_after_a_fork(tokenizer_path, parallelism):
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=HANG_S,
         cwd=REPOSITORY,
         env=environment,
     )
@@ -1239,7 +1238,7 @@ def test_two_processes_write_one_cache(tmp_path, tokenizer_path):
         )
         for order in (signs, signs[::-1])
     ]
-    printed = [process.communicate(timeout=50)[0] for process in processes]
+    printed = [process.communicate(timeout=HANG_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert printed[0] == printed[1] != ""
     assert [path.name for path in (tmp_path / "cache").glob("encoded-*")] == [

@@ -7,10 +7,17 @@ Sapphire Rapids without AMX), and virtual machines hide some of the units.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +91,31 @@ def why_without_code(device: torch.device) -> str | None:
         f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(device)} "
         f"(compute capability {capability[0]}.{capability[1]}; it has {has}): {advice}"
     )
+
+
+def keep_compiled_code_apart() -> None:
+    """Give torch.compile a cache folder for CPUs like this one, within the one it has.
+
+    Nothing in the cache says how wide the vectors are that its code was written for: on a
+    shared file system, code of a node with AVX2 is taken by one with AVX512, where it writes beyond
+    its arrays, and code of one with AMX by one without.
+    """
+    default = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
+    base = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(default)
+    own = f"cpu-{_kind_of_cpu()}"
+    if Path(base).name != own:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(base) / own)
+
+
+@lru_cache(maxsize=1)
+def _kind_of_cpu() -> str:
+    """A name that CPUs with other instructions, or other limits of them, do not share."""
+    flags = platform.processor()
+    with suppress(OSError):
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = "\n".join(re.findall(r"^(?:flags|Features)\s*:.*$", described, re.MULTILINE)[:1])
+    facts = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:

@@ -1,0 +1,1 @@
+"""From what a user calls a dataset to rows of token ids."""

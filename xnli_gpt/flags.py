@@ -1,0 +1,489 @@
+"""Command lines of the entry points: flags as tables, YAML recipes, errors as lines, exit codes.
+
+All that is wrong with a command line is told at once, each problem in a line on stderr that
+begins with "error:". Nothing here imports torch: an entry point calls `refuse_wrong_words` before
+its own heavy imports, so that help and what is wrong with the words come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import glob
+import math
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from xnli_gpt.choices import AUTO, DTYPES, EVALUATION_TOKENS
+
+EXIT_FAILED, EXIT_REFUSED = 1, 2
+# The key of a run's config.yaml that holds what is no flag.
+FOUND = "found"
+# Of whole numbers, where a flag has no bound of its own.
+LARGEST = (1 << 63) - 1
+# How a message shows what a user gave.
+LONGEST_SHOWN = 200
+MAX_SHOWN_WORDS = 6
+# Of difflib's ratio: one or two letters wrong, but no other word.
+LEAST_LIKENESS = 0.75
+SHORTEST_PART = 3
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One line of the command line: `kind` is int, float, str, bool, or Path for what may be a
+    path, which stays text with its `~` expanded; `count` as argparse's nargs; `low` and `high` are
+    inclusive bounds, `above` an exclusive one; `must_exist` is for paths and globs of what a
+    command reads; `positional` for a word without --name, which `metavar` calls."""
+
+    name: str
+    kind: type
+    default: object
+    help: str
+    choices: tuple[str, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    count: int | str | None = None
+    must_exist: bool = False
+    positional: bool = False
+    metavar: str | None = None
+
+    @property
+    def option(self) -> str:
+        """What a command line and messages call it."""
+        return (self.metavar or self.name) if self.positional else f"--{self.name}"
+
+
+# Flags by the titles that --help puts above them.
+FlagGroups = dict[str, tuple[Flag, ...]]
+
+# Of every entry point that computes, and of those that only use a fine-tuned model.
+DEVICE_FLAGS = (
+    Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
+    Flag(
+        "dtype",
+        str,
+        AUTO,
+        "auto: the fastest that the machine computes natively; a resumed run keeps its own",
+        choices=(AUTO, *DTYPES),
+    ),
+)
+MACHINE_FLAGS = (
+    *DEVICE_FLAGS,
+    Flag(
+        "max_tokens_per_batch",
+        int,
+        EVALUATION_TOKENS,
+        "of one forward pass, changes no result",
+        low=1,
+    ),
+)
+
+
+class UsageError(ValueError):
+    """What was asked can't be done; one problem a line."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def refuse_wrong_words(
+    description: str,
+    groups: FlagGroups,
+    problems_of_names: Callable[[argparse.Namespace], list[str]] | None = None,
+    recipes: bool = True,
+) -> None:
+    """Print the help and exit with 0, or say what is wrong with the command line's words and exit
+    with 2; return where its words are right.
+
+    `problems_of_names` looks at what other tables than `groups` name. With wrong words, files that
+    are not there are said in the same go. Of several processes the first one speaks.
+    """
+    with contextlib.nullcontext() if _is_first_process() else _nothing_printed():
+        arguments, problems = parse_flags(description, groups, recipes=recipes)
+    if problems_of_names is not None:
+        problems += problems_of_names(arguments)
+    if not problems:
+        return
+    if _is_first_process() or _lacks_recipe(arguments):
+        _print_errors(problems + _missing_files(arguments, groups))
+    sys.exit(EXIT_REFUSED)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _lacks_recipe(arguments: argparse.Namespace) -> bool:
+    """Whether this is another node's first process, and the recipe may be missing on its node
+    alone."""
+    recipe = getattr(arguments, "config", None)
+    first_of_node = os.environ.get("LOCAL_RANK") == "0"
+    return first_of_node and recipe is not None and not os.access(recipe, os.R_OK)
+
+
+def _missing_files(arguments: argparse.Namespace, groups: FlagGroups) -> list[str]:
+    problems = []
+    for flag in _flags_of(groups):
+        value = getattr(arguments, flag.name)
+        if flag.must_exist and value is not None:
+            for path in value if isinstance(value, list) else [value]:
+                if not os.path.exists(path) and not glob.glob(path):
+                    what = "matches no file" if glob.has_magic(path) else "no such file"
+                    problems.append(f"{flag.option} {_shown(path)}: {what}")
+    return problems
+
+
+def parse_flags(
+    description: str,
+    groups: FlagGroups,
+    argv: Sequence[str] | None = None,
+    recipes: bool = True,
+) -> tuple[argparse.Namespace, list[str]]:
+    """Flags over YAML over defaults, and all that is wrong with them.
+
+    A wrong value's place is taken by the default, so that the rest can be checked too. `recipes`:
+    whether there is a --config.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(description, groups, recipes)
+    arguments, problems = _parse_words(parser, words)
+    if recipes and arguments.config is not None:
+        recipe, recipe_problems = _read_recipe(Path(arguments.config), groups)
+        parser.set_defaults(**recipe)
+        arguments, _ = _parse_words(parser, words)
+        problems += recipe_problems
+    for flag in _flags_of(groups):
+        wrong = _problems_of(flag, getattr(arguments, flag.name))
+        if wrong:
+            setattr(arguments, flag.name, flag.default)
+            problems += wrong
+    return arguments, problems
+
+
+def _flags_of(groups: FlagGroups) -> Iterator[Flag]:
+    for flags in groups.values():
+        yield from flags
+
+
+def nearest(given: str, names: Iterable[str]) -> str | None:
+    """The name that `given` most likely stands for, or None where none is near.
+
+    Case, hyphens and underscores count for nothing; a beginning or an end of a name stands for it.
+    """
+    by_key: dict[str, str] = {}
+    for name in names:
+        by_key.setdefault(_key(name), name)
+    key = _key(given)
+    if key in by_key:
+        return by_key[key]
+    if len(key) >= SHORTEST_PART:
+        for name_key, name in by_key.items():
+            if name_key.startswith(key) or name_key.endswith(f"_{key}"):
+                return name
+    close = difflib.get_close_matches(key, by_key, n=1, cutoff=LEAST_LIKENESS)
+    return by_key[close[0]] if close else None
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_").strip("_")
+
+
+def _parse_words(
+    parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """argparse stops at the first flag without its value: leave that one out and go on."""
+    words, told = _without_values_of_unknown(parser, words)
+    problems = []
+    while True:
+        try:
+            arguments, unknown = parser.parse_known_args(words)
+        except argparse.ArgumentError as error:
+            problems.append(f"{error.argument_name}: {_shown(error.message)}")
+            words = _without_flag(words, error.argument_name.split("/"))
+        else:
+            return arguments, problems + [
+                told.get(word, f"unknown argument {_shown(word)}; see --help") for word in unknown
+            ]
+
+
+def _without_values_of_unknown(
+    parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The words without the values of unknown flags, which are no problems of their own; and for
+    each unknown flag what is to be said."""
+    options = {option: action for action in parser._actions for option in action.option_strings}
+    kept, told, to_drop = [], {}, 0.0
+    for number, word in enumerate(words):
+        name, equals, _ = word.partition("=")
+        if word == "--":
+            return kept + words[number:], told
+        if not _looks_like_flag(word):
+            if to_drop > 0:
+                to_drop -= 1
+            else:
+                kept.append(word)
+        elif name in options:
+            kept.append(word)
+            to_drop = 0
+        else:
+            # The name stays: what stands before and behind it must not come together.
+            kept.append(name)
+            right = nearest(name, options)
+            told[name] = _unknown(name, right)
+            to_drop = 0 if equals else _most_values(options.get(right))
+    return kept, told
+
+
+def _looks_like_flag(word: str) -> bool:
+    """As argparse has it: no negative number, and no text with a space that opens with a dash."""
+    name = word.partition("=")[0]
+    if len(word) < 2 or not word.startswith("-") or " " in name:
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return True
+    return False
+
+
+def _unknown(name: str, right: str | None) -> str:
+    said = f"unknown argument {_shown(name)}"
+    return f"{said}; see --help" if right is None else f"{said}: did you mean {right}?"
+
+
+def _most_values(action: argparse.Action | None) -> float:
+    """How many words behind a flag can be its values; of an unknown one any number."""
+    if action is None or action.nargs == "+":
+        return math.inf
+    return 1 if action.nargs is None else action.nargs
+
+
+def _without_flag(words: list[str], names: list[str]) -> list[str]:
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("-"):
+            # A letter may have its value behind it at once.
+            dropping = word.split("=")[0] in names or word[:2] in names
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def _parser(description: str, groups: FlagGroups, recipes: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    if recipes:
+        parser.add_argument(
+            "--config",
+            metavar="YAML",
+            type=_lenient(Path),
+            help="a recipe, such as a run's config.yaml; flags override it",
+        )
+    for title, flags in groups.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            name = flag.name if flag.positional else f"--{flag.name}"
+            group.add_argument(name, **_argparse_options(flag))
+    return parser
+
+
+def _argparse_options(flag: Flag) -> dict[str, object]:
+    default = " ".join(flag.default) if isinstance(flag.default, list) else flag.default
+    options = {"default": flag.default, "help": f"{flag.help} (default: {default})"}
+    if flag.kind is bool:
+        return options | {"action": argparse.BooleanOptionalAction}
+    metavar = "|".join(flag.choices) if flag.choices else flag.kind.__name__.upper()
+    options |= {"type": _lenient(flag.kind), "metavar": flag.metavar or metavar}
+    # Without its word a positional flag is for the command to miss, among all other problems.
+    nargs = {None: "?", "+": "*"}[flag.count] if flag.positional else flag.count
+    return options | {"nargs": nargs}
+
+
+def _lenient(kind: type) -> Callable[[object], object]:
+    """What is no such number stays as it is, to be reported with all other problems."""
+    of_text = os.path.expanduser if kind is Path else kind
+
+    def convert(value: object) -> object:
+        try:
+            text = str(value)
+        except ValueError:
+            return value  # a whole number of too many digits
+        try:
+            return of_text(text)
+        except ValueError:
+            return text
+
+    return convert
+
+
+def _read_recipe(path: Path, groups: FlagGroups) -> tuple[dict, list[str]]:
+    """The values of a YAML file as the flags take them, and what is wrong with the file."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # A date that is none, a number of thousands of digits, lists in lists in lists: each raises
+    # something else in PyYAML.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {}, [f"--config {path}: can't be read ({_shown(reason)})"]
+    if not isinstance(recipe, dict):
+        return {}, [f"--config {path}: expected a mapping of flags to values"]
+    recipe = _without_findings(recipe)
+    flags = {flag.name: flag for flag in _flags_of(groups)}
+    unknown = [_unknown_key(key, flags) for key in recipe if key not in flags]
+    problems = [f"--config {path}: {problem}" for problem in unknown]
+    known = {key: value for key, value in recipe.items() if key in flags and value is not None}
+    return {key: _recipe_value(flags[key], value) for key, value in known.items()}, problems
+
+
+def _without_findings(recipe: dict) -> dict:
+    """Return the flags alone of a run's config.yaml, which also says what the run found.
+
+    Older ones hold the flags under a key of their own.
+    """
+    if isinstance(recipe.get("flags"), dict) and "decisive" in recipe:
+        return recipe["flags"]
+    return {key: value for key, value in recipe.items() if key != FOUND}
+
+
+def _unknown_key(key: object, flags: Mapping[str, Flag]) -> str:
+    right = nearest(key, flags) if isinstance(key, str) else None
+    said = f"unknown key {_shown(key)}"
+    return f"{said}; keys are the flags" if right is None else f"{said}: did you mean {right}?"
+
+
+def _recipe_value(flag: Flag, value: object) -> object:
+    """What does not fit the flag stays as it is, to be reported with all other problems."""
+    if flag.kind is bool:
+        return value
+    if flag.count is not None:
+        return [_scalar(flag, item) for item in (value if isinstance(value, list) else [value])]
+    return _scalar(flag, value)
+
+
+def _scalar(flag: Flag, value: object) -> object:
+    # YAML takes 1e-4 for a string, and a folder called 2024 for a number.
+    plain = isinstance(value, str | int | float | date) and not isinstance(value, bool)
+    return _lenient(flag.kind)(value) if plain else value
+
+
+def _problems_of(flag: Flag, value: object) -> list[str]:
+    # argparse gives no words of a positional flag as an empty list.
+    if value is None or (flag.positional and value == []):
+        return []
+    given = value if isinstance(value, list) else [value]
+    said = f"{flag.option} {' '.join(map(_shown, given[:MAX_SHOWN_WORDS]))}"
+    expected = _expected_instead(flag, value)
+    if expected is not None:
+        return [f"{said}: expected {expected}"]
+    high = LARGEST if flag.kind is int and flag.high is None else flag.high
+    bounds = [
+        (flag.low, "at least", lambda bound: value >= bound),
+        (high, "at most", lambda bound: value <= bound),
+        (flag.above, "more than", lambda bound: value > bound),
+    ]
+    return [
+        f"{said}: expected {words} {bound}"
+        for bound, words, holds in bounds
+        if bound is not None and not holds(bound)
+    ]
+
+
+def _expected_instead(flag: Flag, value: object) -> str | None:
+    """What should stand where `value` does, or None where it is of the flag's kind."""
+    if flag.choices is not None:
+        return None if value in flag.choices else _choices_instead(flag.choices, value)
+    if flag.kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if flag.count is not None:
+        right_count = len(value) == flag.count or (flag.count == "+" and value)
+        right = right_count and all(map(_is_name, value))
+        return None if right else f"{'some' if flag.count == '+' else flag.count} names"
+    if flag.kind in (str, Path):
+        return None if _is_name(value) else "a name or path"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "a whole number" if flag.kind is int else "a number"
+    return None if isinstance(value, int) or math.isfinite(value) else "a finite number"
+
+
+def _choices_instead(choices: Sequence[str], value: object) -> str:
+    right = nearest(value, choices) if isinstance(value, str) else None
+    listed = " or ".join(choices)
+    return listed if right is None else f"{listed}; did you mean {right}?"
+
+
+def _is_name(value: object) -> bool:
+    """No file system and no Hub takes a name with a NUL, which YAML can write."""
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _shown(value: object) -> str:
+    """Anything that a user gave, on one line and cut where it is long."""
+    try:
+        # Lists of the same list several times, and so on, would print for ever.
+        text = value if isinstance(value, str) else _SHORT.repr(value)
+    except ValueError:
+        text = "a number of thousands of digits"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_SHOWN + 1])
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+def exit_code_of(
+    work: Callable[[], None],
+    refused: tuple[type[Exception], ...],
+    failed: tuple[type[Exception], ...] = (),
+) -> int:
+    """Do `work`; returns 0, or prints what went wrong and returns the exit code of it.
+
+    `refused` are errors about what a user asked for, `failed` those of the work itself.
+    """
+    try:
+        work()
+        return 0
+    except UsageError as error:
+        code, problems = EXIT_REFUSED, error.problems
+    except refused as error:
+        code, problems = EXIT_REFUSED, [str(error)]
+    except OSError as error:
+        code, problems = EXIT_REFUSED, [f"{error.filename or 'disk'}: {error.strerror or error}"]
+    except failed as error:
+        code, problems = EXIT_FAILED, [str(error)]
+    except _out_of_memory_errors() as error:
+        reason = str(error).split(". ")[0]
+        code = EXIT_FAILED
+        problems = [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
+    _print_errors(problems)
+    return code
+
+
+def _out_of_memory_errors() -> tuple[type[Exception], ...]:
+    """What a library that the work has imported raises for it."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)
+
+
+def _print_errors(problems: Iterable[str]) -> None:
+    for problem in problems:
+        printable = problem if problem.isprintable() else ascii(problem)[1:-1]
+        print(f"error: {printable}", file=sys.stderr)
