@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from joblib.externals.loky import cpu_count
-
 
 def set_up_libraries() -> None:
     """Set what makes a step on a CPU faster, where the user has not; before torch is imported.
@@ -17,6 +15,9 @@ def set_up_libraries() -> None:
     - As many threads as the job may use processors. torch goes by the processors that it may run
       on, and not by the share of them that a container is given.
     """
+    # It imports numpy, which a command line that is wrong has no need of.
+    from joblib.externals.loky import cpu_count
+
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
