@@ -191,6 +191,7 @@ from xnli_gpt.devices import Precision
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.sides import names_of_sides
 from xnli_gpt.own_data import OwnData, own_data_of
+from xnli_gpt.provenance import code_commit
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 
@@ -691,20 +692,32 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
 
 def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> None:
     """report.html, report.md and figures/ beside results.json."""
-    from report import write_report  # matplotlib is for those who want a report
+    # Only here: matplotlib takes seconds to import.
+    from xnli_gpt.report import ReportContent, write_report
 
     comparison = results.get("comparison")
     title = _side(inputs.first) if comparison is None else " against ".join(comparison["names"])
-    write_report(
-        args.out_dir,
+    content = ReportContent(
         f"{title} on {', '.join(results['datasets'])} ({args.split})",
-        facts=_facts(inputs, results),
         results=results["datasets"],
-        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        split=args.split,
         macro_average=results["macro_average"] if len(results["datasets"]) > 1 else None,
+        random_trunk=_random_trunk(inputs, comparison),
         seeds=results.get("seeds"),
         comparison=comparison,
+        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        facts=_facts(inputs, results),
+        recipe={name: value for name, value in vars(args).items() if name != "config"},
     )
+    write_report(args.out_dir, content)
+
+
+def _random_trunk(inputs: Inputs, comparison: Mapping | None) -> dict[str, float]:
+    """The accuracies of what is compared with, where that is a trunk of random weights."""
+    second = [source.facts.get("pretrained") or {} for source in inputs.second]
+    if comparison is None or not all(one.get("random_init") for one in second):
+        return {}
+    return {name: one["accuracy"]["second"] for name, one in comparison["datasets"].items()}
 
 
 def _side(sources: Sequence[Source]) -> str:
@@ -717,6 +730,7 @@ def _side(sources: Sequence[Source]) -> str:
 def _facts(inputs: Inputs, results: dict) -> dict[str, object]:
     return {
         "command": results["command"],
+        "commit": code_commit(),
         "scored": [f"{source.path} {source.facts.get('sha256', '')}" for source in inputs.first],
         "compared with": [str(source.path) for source in inputs.second] or None,
         "pretrained": inputs.first[0].facts.get("pretrained"),

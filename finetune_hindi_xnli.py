@@ -1385,8 +1385,6 @@ def report_on_test(
 
     Returns the metrics of every set with their intervals, on the first rank.
     """
-    from report import write_report  # matplotlib is for those who want a report
-
     print("writing the report: intervals, figures and every prediction on test")
     scored = {
         short_name(dataset): scored_test(args, inputs, data, model, dataset)
@@ -1394,21 +1392,27 @@ def report_on_test(
     }
     if not inputs.ranks.is_first:
         return {}
+    # Only here: matplotlib takes seconds to import.
+    from xnli_gpt.report import ReportContent, read_steps, write_report
+
     out_dir = Path(args.out_dir)
     save_atomically(
         out_dir / "predictions.jsonl", lambda path: write_predictions(path, "test", scored)
     )
     metrics = {name: split_metrics(one) for name, one in scored.items()}
-    write_report(
-        out_dir,
-        f"{run_name(args)}: {Path(inputs.info['file']).name}, fine-tuned",
-        facts=_facts(args, run),
+    trunk = "random trunk" if args.random_init else Path(inputs.info["file"]).name
+    content = ReportContent(
+        f"{run_name(args)}: {trunk}, fine-tuned",
         results=metrics,
+        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
         history=progress.lines,
+        steps=read_steps(out_dir / "steps.jsonl"),
         best_step=progress.best_step,
         predictions=_lines_of(scored),
-        macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
+        facts=_facts(args, run, progress),
+        recipe={name: value for name, value in vars(args).items() if name != "config"},
     )
+    write_report(out_dir, content)
     return metrics
 
 
@@ -1443,11 +1447,14 @@ def _lines_of(scored: dict[str, ScoredSplit]) -> Iterator[dict]:
         yield from prediction_lines(name, "test", one)
 
 
-def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
+def _facts(args: argparse.Namespace, run: dict, progress: Progress) -> dict[str, object]:
     """What the report says was run; config.yaml has all of it."""
     info = run["checkpoint"]
     return {
         "command": run["command"],
+        "best validation": _best_validation(progress),
+        "training": f"{progress.step} steps, {progress.examples} examples",
+        "duration": _training_time(progress),
         "pretrained checkpoint": info["file"],
         "its weights": info["weights_id"],
         "its format": info["checkpoint_format"],
@@ -1465,6 +1472,22 @@ def _facts(args: argparse.Namespace, run: dict) -> dict[str, object]:
         "versions": run["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _best_validation(progress: Progress) -> str | None:
+    from xnli_gpt.report.wording import METRIC_TITLES
+
+    if progress.best is None:
+        return None
+    figures = [f"{METRIC_TITLES[name]} {progress.best[name]:.4f}" for name in METRICS]
+    return f"{', '.join(figures)} at step {progress.best_step} of {progress.step}"
+
+
+def _training_time(progress: Progress) -> str:
+    from xnli_gpt.report.wording import duration
+
+    length = duration(progress.train_seconds)
+    return f"{length} of training, {progress.examples_per_second:.1f} examples/s"
 
 
 def write_results(

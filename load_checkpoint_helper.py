@@ -76,8 +76,24 @@ FLAGS: FlagGroups = {
 }
 DESCRIPTION = "Say what a pretrained checkpoint is."
 
+
+def problems_of_names(arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with the number of checkpoints: of several, as a shell makes of a glob, none
+    is taken."""
+    paths = arguments.checkpoint
+    if not paths:
+        return ["CKPT is needed: the path of a pretrained checkpoint, or a glob"]
+    if len(paths) == 1:
+        return []
+    shown = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    return [
+        f"{len(paths)} checkpoints ({shown}): name one, or put the glob into quotes "
+        "('runs/*.pt'), and the best of them is taken"
+    ]
+
+
 if __name__ == "__main__":
-    refuse_wrong_words(DESCRIPTION, FLAGS, recipes=False)
+    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names, recipes=False)
     set_up_libraries()
 
 import numpy as np
@@ -110,9 +126,9 @@ MOST_SHARING = 8
 # disk while others compute the checksum.
 PIECE_BYTES = 1 << 20
 READERS = 4
-# Python 3.12.3, for one, takes entries for overlapping that threads open at once
-# (python/cpython#127847).
-_ONE_HEADER_AT_A_TIME = threading.Lock()
+# Threads that open entries at the same time move each other's place in the file: Python from 3.11.8
+# and 3.12.2 on may then take a whole file for one of overlapping entries.
+_HEADERS = threading.Lock()
 
 SHARD_MAGIC = 20240520
 SHARD_HEADER_INTS = 256
@@ -803,7 +819,7 @@ def _stored_pieces(
     the entry is not at its place, or the file ends early."""
     with _reading(path), open(path, "rb") as file:
         try:
-            with _ONE_HEADER_AT_A_TIME, archive.open(entry):
+            with _HEADERS, archive.open(entry):
                 pass  # the local header is there and names this entry
         except zipfile.BadZipFile:
             return
@@ -1400,18 +1416,8 @@ def _loss_of_texts(trunk: GPTBatched, texts: Sequence[np.ndarray], rows_at_once:
     return total / count
 
 
-def _only_one(paths: Sequence[str]) -> str:
-    """The one checkpoint that is asked for; of several, as a shell makes of a glob, none."""
-    if len(paths) == 1:
-        return paths[0]
-    raise CheckpointError(
-        f"{len(paths)} checkpoints ({_listed(paths)}): name one, or put the glob into quotes "
-        "('runs/*.pt'), and the best of them is taken"
-    )
-
-
 def _report(arguments: argparse.Namespace) -> dict:
-    path = resolve_checkpoint_path(_only_one(arguments.checkpoint))
+    path = resolve_checkpoint_path(arguments.checkpoint)
     if arguments.lm_check is None:
         return inspect_checkpoint(path, num_heads=arguments.n_head)[0]
     tokens = read_token_shard(arguments.lm_check)
@@ -1453,8 +1459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         arguments, problems = parse_flags(DESCRIPTION, FLAGS, argv, recipes=False)
-        if not arguments.checkpoint:
-            problems.append("CKPT is needed: the path of a pretrained checkpoint, or a glob")
+        problems += problems_of_names(arguments)
         if problems:
             raise UsageError(problems)
         report = _report(arguments)

@@ -18,6 +18,7 @@ fi
 VENV=${VENV:-.venv}
 wanted=$(cat requirements*.txt "$1" | cksum)
 if [[ "$(cat "$VENV/installed-$1" 2>/dev/null)" != "$wanted" ]]; then
+  echo "installing $1 into $VENV, once (about a minute; torch is large)"
   "$PYTHON" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1"
   echo "$wanted" > "$VENV/installed-$1"

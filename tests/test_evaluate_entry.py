@@ -547,3 +547,13 @@ def test_a_model_of_one_answer_is_called_that(assets, capsys):
     assert places.startswith("results: ")
     run(assets, "several", "--checkpoint", assets.seeds[0])
     assert "one class alone" not in capsys.readouterr().out
+
+
+def test_a_random_trunk_that_is_compared_with_stands_among_the_baselines(assets, tmp_path):
+    random = save_variant(assets, "random", lambda one: one["pretrained"].update(random_init=True))
+    argv = ["--checkpoint", assets.seeds[0], "--compare", random, "--dataset", assets.dataset]
+    argv += ["--hypothesis_only", "--report"]
+    assert evaluate.main(words(assets, tmp_path / "out", *argv)) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for told in ("the same network from random weights (", "a classifier that sees the hypothesis"):
+        assert told in page

@@ -135,7 +135,8 @@ def test_config_yaml_tells_what_was_run(trained, assets):
     assert set(config) <= {flag.name for flag in FLAGS} and None not in config.values()
     assert config["backbone_lr_scale"] == 0.5
     assert config["weight_decay"] == 0.01
-    assert found["versions"]["torch"] == torch.__version__
+    # A package's version may be without what was built in, as in 2.13.0+cu130.
+    assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["tokenizer"]["sha256"] == load_pair_encoding(str(assets.tokenizer)).tokenizer_hash
     assert len(found["data"]["content_sha256"]["pairs"]) == 64
     assert found["data"]["classes"] == list(LABELS)

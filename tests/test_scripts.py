@@ -449,6 +449,13 @@ def test_the_demo_checkpoint_is_what_its_name_says():
     assert check["lm_loss"] == pytest.approx(checkpoint["val_loss"], abs=1e-4)
 
 
+def test_the_demo_recipe_names_the_checkpoint_of_the_repository():
+    args, problems = finetune.parse_arguments(["--config", str(ROOT / "configs/demo.yaml")])
+    assert problems == []
+    named = [*args.pretrained_ckpt_path, args.tokenizer_name]
+    assert [next(ROOT.glob(pattern)).parent for pattern in named] == [DEMO_CHECKPOINT] * 2
+
+
 def loss_on_demo_shard(trunk, folder):
     tokens = read_token_shard(folder / "validation.bin")
     rows = {"row_length": make_demo.ROW_LENGTH, "max_rows": make_demo.VALIDATION_ROWS}

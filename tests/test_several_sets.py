@@ -12,6 +12,7 @@ import torch
 import finetune_hindi_xnli as finetune
 import training
 import xnli_data
+from xnli_gpt.provenance import code_commit
 
 STEPS = ("--max_steps", 10, "--eval_interval", 3)
 
@@ -200,6 +201,10 @@ def test_a_run_ends_with_its_report(assets, tmp_path):
     assert low <= of_pairs["accuracy"] <= high
     for told in ("contrary", "state_step000100.pt", "bootstrap over premises"):
         assert told in page
+    for told in ("best validation", "duration", "gradient_accumulation_steps", "0.001"):
+        assert told in page
+    commit = code_commit()
+    assert commit is None or commit in page
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open(encoding="utf-8")]
     assert len(lines) == results["test"]["examples"]
     right = sum(line["label"] == line["prediction"] for line in lines if line["dataset"] == "pairs")

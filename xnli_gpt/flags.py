@@ -389,7 +389,8 @@ def _scalar(flag: Flag, value: object) -> object:
 
 
 def _problems_of(flag: Flag, value: object) -> list[str]:
-    if value is None:
+    # argparse gives no words of a positional flag as an empty list.
+    if value is None or (flag.positional and value == []):
         return []
     given = value if isinstance(value, list) else [value]
     said = f"{flag.option} {' '.join(map(_shown, given[:MAX_SHOWN_WORDS]))}"

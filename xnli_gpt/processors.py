@@ -15,7 +15,7 @@ def set_up_libraries() -> None:
     - As many threads as the job may use processors. torch goes by the processors that it may run
       on, and not by the share of them that a container is given.
     """
-    # It imports numpy, which a command line that is wrong has no need of.
+    # With numpy, which a command with wrong words does not need.
     from joblib.externals.loky import cpu_count
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
