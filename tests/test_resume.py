@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import kills
@@ -558,12 +557,11 @@ def test_a_real_signal_to_a_real_process_stops_it(assets, tmp_path):
     log.touch()
     changes = ("--max_steps", 100000, "--eval_interval", 100000)
     words = small_run.command(assets, tmp_path / "out", *changes)
-    process = kills.start(words, log)
-    assert kills.wait_for("training on", log, process)
-    time.sleep(0.5)
+    process = kills.start(words, log, HOLD_AT="3")
+    assert kills.wait_for(kills.held_at(3), log, process)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=HANG_S) == 75, log.read_text()
-    assert save_of(tmp_path / "out")["progress"]["step"] > 0
+    assert save_of(tmp_path / "out")["progress"]["step"] == 3
 
 
 # The folder
