@@ -241,6 +241,19 @@ def test_eval_only_reproduces_the_scores_to_the_last_digit(out_dir, assets, requ
     assert after == before
 
 
+def test_a_model_of_one_answer_is_called_that_in_the_last_lines(trained, assets, tmp_path, capsys):
+    saved = load_saved(trained)
+    saved["model"]["head.output.bias"] = torch.tensor([0.0, 0.0, 1e4])
+    torch.save(saved, tmp_path / "pairs-ckpt.pt")
+    for folder, called in [(tmp_path, True), (trained, False)]:
+        capsys.readouterr()
+        assert finetune.main(command(assets, folder, "--eval_only")) == 0
+        *lines, places = capsys.readouterr().out.splitlines()
+        assert places.startswith(f"results: {folder}/results.json, model: {folder}/pairs-ckpt.pt (")
+        told = "(contradiction on validation, contradiction on test)"
+        assert ("one class alone" in lines[-1] and told in lines[-1]) == called
+
+
 def test_order_of_a_run(assets, tmp_path, monkeypatch):
     """Two validation batches first; the whole split four times an epoch; test once, at the end.
 
@@ -1090,7 +1103,7 @@ def test_preparing_for_a_gpu_job_needs_no_gpu(assets, tmp_path, monkeypatch, cap
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = command(assets, tmp_path / "out", "--device", "cuda", "--prepare_only")
     assert finetune.main(words) == 0
-    assert "prepared in" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"prepared in {assets.cache} (done")
     assert finetune.main(words[:-1]) == 2
 
 

@@ -391,6 +391,23 @@ def test_a_save_of_an_older_version_is_gone_on_with(assets, tmp_path, signal_at,
     assert kills.differences(expected | {"steps": "".join(expected_steps)}, found) == []
 
 
+def test_the_rate_that_is_shown_is_that_of_this_process(assets, tmp_path, signal_at, capsys):
+    """Of 5 steps on a machine that was all but asleep, and 7 as fast as they are here."""
+    stopped_run(assets, tmp_path, signal_at, 5)
+    save = save_of(tmp_path)
+    save["progress"]["train_seconds"] = 1e6
+    torch.save(save, tmp_path / "pairs-last.pt")
+    capsys.readouterr()
+    assert run(assets, tmp_path) == 0
+    shown = re.findall(r"([0-9.]+) examples/s", capsys.readouterr().out)
+    assert shown and min(map(float, shown)) > 0.1
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert min(line["examples_per_second"] for line in lines) > 0.1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["train_seconds"] > 1e6
+    assert results["examples_per_second"] == pytest.approx(144 / results["train_seconds"])
+
+
 # More steps than were asked for
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import kills
 import numpy as np
@@ -169,16 +170,32 @@ def test_a_stopped_run_of_several_sets_ends_where_an_uninterrupted_one_does(
     assert finetune.main(words) == 75
     monkeypatch.undo()
     assert finetune.main(words) == 0
-    outs = (trained, tmp_path / "three")
+    assert_same_outcome(trained, tmp_path / "three")
+
+
+def assert_same_outcome(first: Path, second: Path) -> None:
+    outs = (first, second)
     results = [json.loads((out / "results.json").read_text()) for out in outs]
     assert kills.without_times(results[0]) == kills.without_times(results[1])
     lines = [(out / "metrics.jsonl").read_text().splitlines() for out in outs]
     for one, two in zip(*lines, strict=True):
         assert kills.without_times(json.loads(one)) == kills.without_times(json.loads(two))
-    for path in trained.glob("*-ckpt.pt"):
+    assert (first / "steps.jsonl").read_text() == (second / "steps.jsonl").read_text()
+    for path in first.glob("*-ckpt.pt"):
         one = torch.load(path, weights_only=True)["model"]
-        two = torch.load(tmp_path / "three" / path.name, weights_only=True)["model"]
+        two = torch.load(second / path.name, weights_only=True)["model"]
         assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+def test_a_longer_run_has_the_best_model_of_each_set_that_it_would_have_had(assets, tmp_path):
+    """The evaluation at the end of the shorter run, off the interval, chooses none of them."""
+    changes = ("--best_per_set", "--lr_schedule", "constant", "--warmup_ratio", 0)
+    changes += ("--best_metric", "loss", "--eval_interval", 3, "--max_steps")
+    assert finetune.main(command(assets, tmp_path / "whole", *changes, 8)) == 0
+    assert finetune.main(command(assets, tmp_path / "longer", *changes, 5)) == 0
+    assert list((tmp_path / "longer").glob("*-few-ckpt-earlier.pt"))
+    assert finetune.main(command(assets, tmp_path / "longer", *changes, 8)) == 0
+    assert_same_outcome(tmp_path / "whole", tmp_path / "longer")
 
 
 def test_sampling_is_part_of_the_command(trained, assets, capsys):

@@ -299,7 +299,7 @@ def _parser(description: str, groups: FlagGroups, recipes: bool) -> argparse.Arg
             "--config",
             metavar="YAML",
             type=_lenient(Path),
-            help="a recipe; flags override it",
+            help="a recipe, such as a run's config.yaml; flags override it",
         )
     for title, flags in groups.items():
         group = parser.add_argument_group(title)
