@@ -53,7 +53,7 @@ if ((${#arguments[@]})); then
   part pytest -rs "${arguments[@]}"
 else
   part pytest -q -n auto -m "not long"
-  # Those of a group, as of the cluster, one after the other; the others beside them.
-  part pytest -q -n auto --dist loadgroup -rs -m long
+  # Those of a file, which share a cluster or the demo, in one worker; other files beside them.
+  part pytest -q -n auto --dist loadfile -rs -m long
 fi
 exit "$status"
