@@ -866,7 +866,7 @@ def test_the_command_itself_exits_with_2_and_no_traceback(words, told, assets, t
         env=subprocess_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert done.returncode == 2
     assert [line.split(" ")[1] for line in done.stderr.splitlines()] == told
