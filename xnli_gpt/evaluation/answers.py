@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 
 def only_answer(metrics: Mapping[str, object]) -> str | None:
-    """Return the class that a model gives to every row of a split; None where it gives several.
+    """Return the class, of two or more, that a model gives to every row of a split; None where it
+    gives several.
 
     `metrics` are those of one split, with its "confusion" (rows by class, columns by answer) and
     "per_class" in the order of the classes. Of several models, all of them have to agree.
     """
-    if "confusion" not in metrics or "per_class" not in metrics:
+    if not metrics.get("confusion") or len(metrics.get("per_class", ())) < 2:
         return None
     answers = [sum(column) for column in zip(*metrics["confusion"], strict=True)]
     given = [name for name, count in zip(metrics["per_class"], answers, strict=True) if count]

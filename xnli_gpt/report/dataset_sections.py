@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from xnli_gpt.evaluation.answers import only_answer
 from xnli_gpt.report.content import Block, Cell, Mistake, Mistakes, Picture, Section, Stack, Table
 from xnli_gpt.report.figures import Dot, draw_confusion, draw_dots, draw_reliability
-from xnli_gpt.report.verdict import only_answer
 from xnli_gpt.report.wording import (
     LEVEL,
     MISSING,

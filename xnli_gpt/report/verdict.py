@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xnli_gpt.evaluation.answers import only_answer
 from xnli_gpt.report.content import ReportContent, Sentence
 from xnli_gpt.report.wording import (
     METRIC_TITLES,
@@ -73,16 +74,6 @@ def mean_metrics(results: Mapping[str, Mapping], macro_average: Mapping | None) 
     means["examples"] = sum(m.get("examples", 0) for m in results.values()) or None
     means |= macro_average or {}
     return None if means["accuracy"] is None else means
-
-
-def only_answer(metrics: Mapping) -> str | None:
-    """Return the class, of two or more, that the model answers to every example; None where it
-    gives several answers."""
-    if not metrics.get("confusion") or len(metrics.get("per_class", ())) < 2:
-        return None
-    answers = np.asarray(metrics["confusion"]).sum(axis=0)  # [classes], of predictions
-    given = np.flatnonzero(answers)
-    return list(metrics["per_class"])[given[0]] if len(given) == 1 else None
 
 
 def result_sentence(content: ReportContent) -> Sentence | None:
