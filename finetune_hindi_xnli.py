@@ -1244,8 +1244,6 @@ def train(
     def nothing(*_: object) -> None:
         """What other ranks than the first leave."""
 
-    if compiled:
-        print("compiling, which takes about a minute")
     evaluate(max_batches=2)
     if longer:
         print(f"going on to {recipe.num_steps} steps, as if they had been asked for at first")

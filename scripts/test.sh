@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lint and tests from a fresh clone, in a .venv of its own:
 #   bash scripts/test.sh [--with-slurm] [--with-browser] [pytest arguments]
-# Without pytest arguments: the quick tests, then the long ones (TIMES).
+# Without pytest arguments: the quick tests, then the long ones. On two cores with AVX2 alone that is
+# some 10 minutes and 20 more, with both flags 30 more (estimated from seconds of CPU).
 # Nothing is installed outside of .venv but what a flag asks for; as root, on Debian or Ubuntu:
 #   --with-slurm     SLURM, where it is missing, and a cluster of this machine while the tests run
 #   --with-browser   Chromium, where it is missing
@@ -52,7 +53,7 @@ if ((${#arguments[@]})); then
   part pytest -rs "${arguments[@]}"
 else
   part pytest -q -n auto -m "not long"
-  # Those of a group, as of the cluster, one after the other; the others beside them.
-  part pytest -q -n auto --dist loadgroup -rs -m long
+  # Those of a file, which share a cluster or the demo, in one worker; other files beside them.
+  part pytest -q -n auto --dist loadfile -rs -m long
 fi
 exit "$status"

@@ -11,8 +11,12 @@ import runpy
 import select
 import signal
 import sys
+from pathlib import Path
 
-import training
+# As where Python is given the script itself.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import training  # noqa: E402
 
 SIGNALLED, on_signal = os.pipe()
 

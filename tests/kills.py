@@ -49,11 +49,17 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
+def held_at(step: int) -> str:
+    """What a run says that waits for a signal, because HOLD_AT was `step`."""
+    return f"step {step} is done; waiting for a signal"
+
+
 def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen:
-    """The command as a user gives it, its output added to `log`."""
+    """The command as a user gives it, its output added to `log`; with HOLD_AT as held_run.py."""
+    held = [PROJECT / "tests/held_run.py"] if "HOLD_AT" in environment else []
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [sys.executable, PROJECT / "finetune_hindi_xnli.py", *words],
+            [sys.executable, *held, PROJECT / "finetune_hindi_xnli.py", *words],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,

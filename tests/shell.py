@@ -28,7 +28,7 @@ def make_venv(venv: Path) -> Path:
         text=True,
         check=True,
     ).stdout
-    held = f'PYTHONPATH={ROOT} exec {sys.executable} {ROOT}/tests/held_run.py "$@"'
+    held = f'exec {sys.executable} {ROOT}/tests/held_run.py "$@"'
     stub(venv / "bin", "python", f'[[ -z ${{HOLD_AT:-}} ]] || {held}\nexec {sys.executable} "$@"')
     (venv / "installed-requirements.txt").write_text(wanted)
     path = f"{venv / 'bin'}:{Path(sys.executable).parent}:$PATH"

@@ -77,7 +77,7 @@ def problems_of(words: str, module: object = finetune) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-@pytest.mark.parametrize("words", ["--help", "--no_such_flag 1", "--jsno", "stray words"])
+@pytest.mark.parametrize("words", ["--help", "--no_such_flag 1", "--jsno", "a --seeed"])
 def test_words_are_answered_before_anything_heavy_is_imported(name, words):
     modules, done = imported_by(name, *words.split())
     assert not modules & HEAVY

@@ -702,7 +702,7 @@ def test_all_problems_of_a_command_line_are_told_at_once(assets, tmp_path, capsy
         "--batch_size many: expected a whole number",
         "--num_epochs -1.0: expected more than 0",
         "--dropout 2.0: expected at most 0.99",
-        "--dtype float8: expected float32 or bfloat16 or float16",
+        "--dtype float8: expected auto or float32 or bfloat16 or float16",
         "--device gpu: expected cpu, cuda or cuda:N",
         f"--out_dir {recipe / 'out'}: can't be made",
         "none.pt: no such file",
@@ -851,8 +851,16 @@ def test_a_draw_without_a_class_is_refused(assets, tmp_path, capsys):
     assert "--max_train_examples 1: no example of a class" in line
 
 
-def test_the_command_itself_exits_with_2_and_no_traceback(assets, tmp_path):
-    argv = command(assets, tmp_path, "--batch_size", 0, "--n_layer", 7)
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # What is wrong with the words is said before the checkpoint is looked at.
+        ("--batch_size 0 --seeed 1", ["unknown", "--batch_size"]),
+        ("--n_layer 7 --n_embd 7", ["--n_layer", "--n_embd"]),
+    ],
+)
+def test_the_command_itself_exits_with_2_and_no_traceback(words, told, assets, tmp_path):
+    argv = command(assets, tmp_path, *words.split())
     done = subprocess.run(
         [sys.executable, PROJECT / "finetune_hindi_xnli.py", *argv],
         env=subprocess_environment(),
@@ -861,10 +869,7 @@ def test_the_command_itself_exits_with_2_and_no_traceback(assets, tmp_path):
         timeout=HANG_S,
     )
     assert done.returncode == 2
-    assert [line.split(" ")[1] for line in done.stderr.splitlines()] == [
-        "--batch_size",
-        "--n_layer",
-    ]
+    assert [line.split(" ")[1] for line in done.stderr.splitlines()] == told
 
 
 def test_a_vocabulary_that_pads_to_the_files_is_fine_and_no_longer_needed(assets, tmp_path, capsys):
@@ -935,7 +940,7 @@ def test_flags_override_the_recipe(tmp_path):
         ("out_dir: [a]", "--out_dir a: expected a name or path"),
         ("out_dir: yes", "--out_dir True: expected a name or path"),
         ("dataset: yes", "--dataset True: expected some names"),
-        ("dtype: [float32]", "--dtype float32: expected float32 or"),
+        ("dtype: [float32]", "--dtype float32: expected auto or float32 or"),
         ("lr_schedule: 3", "--lr_schedule 3: expected linear or"),
         ("- a\n- b", "expected a mapping of flags to values"),
         ("", "expected a mapping of flags to values"),

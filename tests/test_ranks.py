@@ -37,9 +37,9 @@ def free_port() -> int:
 class Started:
     """A run of several ranks, each started by itself, as srun does."""
 
-    def __init__(self, count: int, words: list[str], folder: Path):
+    def __init__(self, count: int, words: list[str], folder: Path, **environment: str):
         folder.mkdir(parents=True, exist_ok=True)
-        together = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        together = environment | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
         together["MASTER_PORT"] = str(free_port())
         self.logs = [folder / f"rank{rank}.log" for rank in range(count)]
         self.processes = []
@@ -159,23 +159,21 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(signalled, assets, tmp_
 
 @pytest.mark.long
 def test_a_resumed_run_on_another_number_of_ranks_keeps_its_steps(assets, tmp_path):
-    """Saved half way by two ranks, it goes on with one and with five; four can't share it."""
+    """Saved half way by two ranks, it goes on with one and with five; three can't share it."""
     one = alone(assets, tmp_path / "one", 10)
-    started = Started(2, words_of(assets, tmp_path / "two", 5, "--save_interval", 6), tmp_path)
+    started = Started(2, words_of(assets, tmp_path / "two", 5), tmp_path, HOLD_AT="6")
     last = tmp_path / "two" / "pairs-last.pt"
-    while not last.exists():
-        assert started.processes[0].poll() is None, started.texts()
-        time.sleep(0.01)
+    assert kills.wait_for(kills.held_at(6), started.logs[0], started.processes[0])
     for process in started.processes:
         process.send_signal(signal.SIGUSR1)
     assert started.wait() == [75, 75], started.texts()
-    assert 6 <= torch.load(last, weights_only=True)["progress"]["step"] < 12
+    assert torch.load(last, weights_only=True)["progress"]["step"] == 6
     shutil.copytree(tmp_path / "two", tmp_path / "five")
     assert_same_run(one, alone(assets, tmp_path / "two", 5))
-    four = Started(4, words_of(assets, tmp_path / "five", 5), tmp_path / "logs4")
-    codes = four.wait()
+    three = Started(3, words_of(assets, tmp_path / "five", 5), tmp_path / "logs3")
+    codes = three.wait()
     assert codes[0] == 2 and 0 not in codes
-    assert "10 examples, which 4 ranks can't share evenly" in four.texts()[0]
+    assert "10 examples, which 3 ranks can't share evenly" in three.texts()[0]
     assert_same_run(one, together(assets, tmp_path / "five", 5, 5))
 
 

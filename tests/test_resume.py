@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import kills
@@ -28,8 +27,6 @@ from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTClassification, PackedRow, compile_trunk
 
 PROJECT = Path(finetune.__file__).parent
-# Only a process that hangs needs so long.
-END_LIMIT_S = 600
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
 BASE = ("--max_steps", 12, "--eval_interval", 4, "--save_interval", 3)
 # What must come through a save besides the plain recipe's state.
@@ -575,12 +572,11 @@ def test_a_real_signal_to_a_real_process_stops_it(assets, tmp_path):
     log.touch()
     changes = ("--max_steps", 100000, "--eval_interval", 100000)
     words = small_run.command(assets, tmp_path / "out", *changes)
-    process = kills.start(words, log)
-    assert kills.wait_for("training on", log, process)
-    time.sleep(0.5)
+    process = kills.start(words, log, HOLD_AT="3")
+    assert kills.wait_for(kills.held_at(3), log, process)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=HANG_S) == 75, log.read_text()
-    assert save_of(tmp_path / "out")["progress"]["step"] > 0
+    assert save_of(tmp_path / "out")["progress"]["step"] == 3
 
 
 # The folder
@@ -595,7 +591,7 @@ def test_a_signal_while_it_compiles_ends_the_run_at_once(assets, tmp_path):
     process = kills.start(words, log, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
     assert kills.wait_for("compiling:", log, process), log.read_text()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=END_LIMIT_S) == finetune.EXIT_STOPPED, log.read_text()
+    assert process.wait(timeout=HANG_S) == finetune.EXIT_STOPPED, log.read_text()
     said = log.read_text()
     assert "stopped by SIGTERM outside of training" in said and "training on" not in said
 

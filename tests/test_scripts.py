@@ -462,8 +462,9 @@ def loss_on_demo_shard(trunk, folder):
     return lm_check(trunk, tokens, **rows)
 
 
-# Measured: with AVX2, AVX512 and AMX, one and two threads, other orders of sums gave losses FIXME
-LOSS_TOLERANCE = 0.02
+# Other machines round otherwise, and 2,000 steps carry that far: 1.2172 with AVX512 is 1.1971 with
+# AVX2. A trunk that learned nothing has log(1024), 6.9.
+LOSS_TOLERANCE = 0.1
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ ONE_CPU = ("--gres=none", "--mem=100", "--cpus-per-task=1")
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 STEPS = 9
 HOLD_AT = 5
-UNDER_WAY = "step 5 is done; waiting for a signal"
+UNDER_WAY = kills.held_at(HOLD_AT)
 RECIPE = (
     *("--device", "cpu", "--block_size", 160, "--batch_size", 6, "--compile", "never"),
     *("--gradient_accumulation_steps", 2, "--learning_rate", 1e-3, "--eval_interval", 4),

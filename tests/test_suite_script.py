@@ -51,7 +51,7 @@ def run(bin_folder: Path, *words: str) -> tuple[subprocess.CompletedProcess, lis
 
 LINT = ["ruff check .", "ruff format --check ."]
 QUICK = "pytest -q -n auto -m not long"
-LONG = "pytest -q -n auto --dist loadgroup -rs -m long"
+LONG = "pytest -q -n auto --dist loadfile -rs -m long"
 BROWSER = ["apt-get update", "apt-get install -y --no-install-recommends chromium"]
 START, STOP = (f"bash scripts/slurm_cluster.sh {word}" for word in ("start --install", "stop"))
 

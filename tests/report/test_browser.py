@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 from report_parts import full_report, write
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -44,7 +45,7 @@ MEASURING_PAGE = """<!DOCTYPE html><meta charset="utf-8"><body>
 def browser_here() -> str:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        pytest.skip("no chromium here: apt-get install chromium")
+        pytest.skip("no chromium here: bash scripts/test.sh --with-browser installs it")
     return browser
 
 
@@ -54,7 +55,7 @@ def measured(folder: Path, width: int, profile: Path, *flags: str) -> dict:
     page.write_text(MEASURING_PAGE.replace("WIDTH", str(width)), encoding="utf-8")
     words = [browser_here(), *BROWSER_FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom"]
     done = subprocess.run(
-        [*words, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [*words, page.as_uri()], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     return json.loads(re.search("{.*}", done.stdout)[0])
 
@@ -129,7 +130,7 @@ def printed(page: Path, profile: Path) -> tuple[int, bytes]:
     path = profile.with_suffix(".pdf")
     flags = [f"--user-data-dir={profile}", "--blink-settings=preferredColorScheme=0"]
     words = [browser_here(), *BROWSER_FLAGS, *flags, f"--print-to-pdf={path}", page.as_uri()]
-    subprocess.run(words, capture_output=True, timeout=120, check=True)
+    subprocess.run(words, capture_output=True, timeout=HANG_S, check=True)
     content = path.read_bytes()
     pages = len(re.findall(rb"/Type /Page\b(?!s)", content))
     streams = re.findall(rb"/FlateDecode[^>]*>>\s*stream\r?\n(.*?)\r?\nendstream", content, re.S)

@@ -12,7 +12,7 @@ def only_answer(metrics: Mapping[str, object]) -> str | None:
     `metrics` are those of one split, with its "confusion" (rows by class, columns by answer) and
     "per_class" in the order of the classes. Of several models, all of them have to agree.
     """
-    if not metrics.get("confusion") or len(metrics.get("per_class") or ()) < 2:
+    if not metrics.get("confusion") or len(metrics.get("per_class", ())) < 2:
         return None
     answers = [sum(column) for column in zip(*metrics["confusion"], strict=True)]
     given = [name for name, count in zip(metrics["per_class"], answers, strict=True) if count]

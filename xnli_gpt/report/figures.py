@@ -131,13 +131,15 @@ def draw_result(rows: Sequence[str], series: Sequence[Series]) -> Figure:
     names, note = drawable(rows, "row", width=28)
     figure = Figure(figsize=(WIDTH, 1.5 + 0.26 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for one in reversed(series):
+    for number, one in enumerate(series):
+        # The first above the others, and first in the legend.
+        over = {"zorder": 3 + len(series) - number}
         heights = [height for height, value in enumerate(one.values) if value is not None]
         for height, interval in enumerate(one.intervals):
             if interval is not None:
-                axes.plot(interval, [height, height], color=one.look["color"], marker="|")
+                axes.plot(interval, [height, height], color=one.look["color"], marker="|", **over)
         values = [one.values[height] for height in heights]
-        axes.plot(values, heights, label=one.name, **dict(one.look) | {"linestyle": ""})
+        axes.plot(values, heights, label=one.name, **dict(one.look) | {"linestyle": ""} | over)
     _rows_on_axis(axes, names, "accuracy", note)
     axes.margins(x=0.08)
     # The font with Devanagari has no bold.

@@ -121,14 +121,6 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def shortened(words: str, longest: int = 60) -> str:
-    """Cut a text in its middle where it is longer than that."""
-    if len(words) <= longest:
-        return words
-    half = (longest - 1) // 2
-    return f"{words[:half]}…{words[-half:]}"
-
-
 def fact(value: object) -> str:
     """Write a fact in words; the parts of a mapping in lines."""
     if isinstance(value, bool):
