@@ -11,8 +11,8 @@ def set_up_libraries() -> None:
     - Large pages for large tensors.
     - Room for the code that oneDNN generates for every shape: its default of 1024 is just too few.
     - Threads that wait fall asleep after some tenths of a millisecond. Spinning longer, they keep
-      the processor from the very threads that they wait for, wherever neighbours compute too; asleep
-      at once, they are late for the next of many small operations.
+      the processor from the very threads that they wait for, wherever neighbours compute too;
+      asleep at once, they are late for the next of many small operations.
     - As many threads as the job may use processors. torch goes by the processors that it may run
       on, and not by the share of them that a container is given.
     """
