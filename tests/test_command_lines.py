@@ -165,6 +165,8 @@ def test_what_can_be_chosen_is_what_is_there():
         ("--freeze-backbone", "--freeze_backbone"),
         ("--hlep", "--help"),
         ("--confg recipe.yaml", "--config"),
+        ("--lr 1e-3", "--learning_rate"),
+        ("--wd 0.1", "--weight_decay"),
     ],
 )
 def test_a_misspelt_flag_gets_the_nearest_right_one(words, right):
@@ -172,7 +174,7 @@ def test_a_misspelt_flag_gets_the_nearest_right_one(words, right):
     assert problems_of(words) == [f"unknown argument {given}: did you mean {right}?"]
 
 
-@pytest.mark.parametrize("words", ["--fp16", "--zz 3", "--zz a b", "--zz=3", "-x"])
+@pytest.mark.parametrize("words", ["--fp16", "--bs 8", "--zz 3", "--zz a b", "--zz=3", "-x"])
 def test_a_flag_that_is_near_none_is_sent_to_the_help(words):
     given = words.split()[0].split("=")[0]
     assert problems_of(words) == [f"unknown argument {given}; see --help"]
