@@ -214,6 +214,7 @@ def test_texts_that_look_like_flags_are_texts():
         ("--lr_schedule Linear", "linear"),
         ("--best_metric macro-f1", "macro_f1"),
         ("--embedding_update laz", "lazy"),
+        ("--dtype bf16", "bfloat16"),
     ],
 )
 def test_a_misspelt_choice_gets_the_nearest_right_one(words, right):
@@ -224,11 +225,11 @@ def test_a_misspelt_choice_gets_the_nearest_right_one(words, right):
 
 def test_a_misspelt_key_of_a_recipe_gets_the_nearest_right_one(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("learning-rate: 1\nseeed: 2\nlr: 3\nlr_schedule: linaer\n")
+    recipe.write_text("learning-rate: 1\nseeed: 2\nzz: 3\nlr_schedule: linaer\n")
     first, second, third, fourth = problems_of(f"--config {recipe}")
     assert "unknown key learning-rate: did you mean learning_rate?" in first
     assert "unknown key seeed: did you mean seed?" in second
-    assert "unknown key lr; keys are the flags" in third
+    assert "unknown key zz; keys are the flags" in third
     assert fourth.endswith("; did you mean linear?")
 
 
