@@ -13,6 +13,7 @@ import platform
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def why_without_code(device: torch.device) -> str | None:
     that came later (CUDA C++ programming guide, "Application compatibility").
     """
     built_for = torch.cuda.get_arch_list()
-    capability = torch.cuda.get_device_capability(device)
+    with warnings.catch_warnings():
+        # torch says the same in a dozen lines, and goes on.
+        warnings.simplefilter("ignore")
+        capability = torch.cuda.get_device_capability(device)
     # ROCm's architectures have names of another kind, and are found by its own runtime.
     if torch.version.cuda is None or any(_runs_on(arch, capability) for arch in built_for):
         return None
