@@ -895,8 +895,8 @@ def fine_tune(
     broke it off; `on_best` is called first where they are the best so far, then `on_evaluation`
     with the line for the metrics file. `save` is called every `save_interval` steps (without it
     every ten minutes), at the end, and before a signal's Stopped is raised. `log` gets every step.
-    Raises TrainingError
-    where the loss is no number, or where a single example does not fit into memory.
+    Raises TrainingError where the loss is no number, or where a single example does not fit into
+    memory.
     """
     stop = stop or StopSignals()
     saves = _SaveTimes(save_interval, progress.step)
