@@ -26,6 +26,7 @@ from pathlib import Path
 
 from xnli_gpt.choices import RESAMPLES, SPLITS
 from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.flags import (
     MACHINE_FLAGS,
     Flag,
@@ -40,7 +41,6 @@ from xnli_gpt.processors import set_up_libraries
 TEXT_COLUMNS, LABEL_COLUMN = ["premise", "hypothesis"], "label"
 PREDICTIONS_FILE = "predictions.jsonl"
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
-TABLE_SCORES = ("macro_f1", "macro_f2", "macro_recall", "loss", "ece")
 # What seeds of one recipe have in common, by the names of a checkpoint's facts.
 RECIPE_FACTS = ("config", "tokenizer_sha256", "template", "block_size", "pretrained_step")
 EXIT_INTERRUPTED = 130
@@ -755,17 +755,16 @@ def table_of(results: Mapping) -> list[str]:
     if len(rows) > 1:
         rows["macro average"] = results["macro_average"]
     width = max(map(len, rows))
-    lines = [
-        f"{'':<{width}}   rows  accuracy [95 %]          macro F1  macro F2  recall    loss    ECE"
-    ]
+    others = {name: metric.title for name, metric in METRICS.items() if name != "accuracy"}
+    titles = "".join(f"  {title:>6}" for title in others.values())
+    lines = [f"{'':<{width}}   rows  {'accuracy [95 %]':<24}{titles}"]
     for name, metrics in rows.items():
-        macro_f1, macro_f2, recall, loss, ece = (metrics[score] for score in TABLE_SCORES)
+        figures = "".join(f"  {metrics[key]:>{max(6, len(t))}.4f}" for key, t in others.items())
         baseline = metrics.get("hypothesis_only")
         beside = f"  (hypothesis only {baseline['accuracy']:.4f})" if baseline else ""
         lines.append(
             f"{name:<{width}}  {metrics.get('examples', ''):>5}  {metrics['accuracy']:.4f} "
-            f"{_shown(metrics['intervals']['accuracy']):<17} {macro_f1:>8.4f}  {macro_f2:>8.4f}  "
-            f"{recall:.4f}  {loss:.4f}  {ece:.4f}{beside}"
+            f"{_shown(metrics['intervals']['accuracy']):<17}{figures}{beside}"
         )
     return lines
 

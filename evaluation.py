@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from xnli_gpt.choices import RESAMPLES
+from xnli_gpt.evaluation.metrics import METRICS, Counts, scores
 
 # scipy and scikit-learn are imported where they are used: predicting needs neither.
 
 # What intervals and comparisons are given for.
-SCORES = ("accuracy", "macro_f1", "macro_f2", "macro_recall", "loss")
+SCORES = scores()
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
 # Means of the same numbers, added up in another order, differ by less.
@@ -64,57 +64,41 @@ def predict_logits(
 
 
 def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence[str]) -> dict:
-    """Accuracy, macro F1, F2 and recall, loss (mean cross-entropy in nats), expected calibration
-    error, and figures of every class.
+    """Return all of METRICS, figures of every class, and the confusion matrix.
 
     `logits` [N, classes], `labels` [N]. A macro figure is the mean over all classes, 0 for one
     that is neither there nor predicted. Raises EvaluationError for logits that are not finite.
     """
     import scipy.special
-    from sklearn.metrics import (
-        accuracy_score,
-        confusion_matrix,
-        fbeta_score,
-        precision_recall_fscore_support,
-    )
+    from sklearn.metrics import precision_recall_fscore_support
 
     if not bool(torch.isfinite(logits).all()):
         raise EvaluationError(
             "logits are not finite: lower --learning_rate, or use --dtype float32"
         )
+    labels = np.asarray(labels)
     predictions = logits.argmax(dim=-1).numpy()
-    ids = list(range(len(classes)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predictions, labels=ids, zero_division=0
+    figures = precision_recall_fscore_support(
+        labels, predictions, labels=list(range(len(classes))), zero_division=0
     )
-    f2 = fbeta_score(labels, predictions, beta=2, labels=ids, average="macro", zero_division=0)
     bins = calibration_bins(scipy.special.softmax(logits.double().numpy(), axis=-1), labels)
+    counts = _counts_of(_sums_of_rows(logits.numpy()[None], labels).sum(axis=0), len(classes))
+    # Of the only model.
+    values = {name: float(METRICS[name].of_counts(counts)[0]) for name in SCORES}
     return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "macro_f1": float(np.mean(f1)),
-        "macro_f2": float(f2),
-        "macro_recall": float(np.mean(recall)),
-        "loss": float(F.cross_entropy(logits, torch.from_numpy(np.asarray(labels)))),
-        "ece": expected_calibration_error(bins),
+        **(values | {"ece": expected_calibration_error(bins)}),
         "examples": len(labels),
         "per_class": {
             name: {
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+                "support": int(support),
             }
-            for i, name in enumerate(classes)
+            for name, precision, recall, f1, support in zip(classes, *figures, strict=True)
         },
-        "confusion": confusion_matrix(labels, predictions, labels=ids).tolist(),
+        "confusion": counts.confusion[0].astype(int).tolist(),
     }
-
-
-def is_better(metric: str, new: float, best: float | None) -> bool:
-    """Whether `new` beats `best` (None: nothing yet) in `metric`; a tie is not better."""
-    if best is None:
-        return True
-    return new < best if metric == "loss" else new > best
 
 
 def calibration_bins(
@@ -243,40 +227,35 @@ def premise_groups(premises: Sequence[str]) -> np.ndarray:
 
 
 def _score_columns(scored: ScoredSplit) -> np.ndarray:
-    """[N, models · (classes² + 1)]: sums of rows of this are all that the scores need, for each
-    model the cells of its confusion matrix and its loss."""
+    """[N, models · (classes² + 1)], see `_sums_of_rows`."""
+    return _sums_of_rows(scored.logits, scored.labels)
+
+
+def _sums_of_rows(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[N, models · (classes² + 1)] from logits [models, N, classes]: sums of rows of this are all
+    that the scores need, for each model the cells of its confusion matrix and its loss."""
     import scipy.special
 
-    num_classes = len(scored.classes)
-    cells = scored.labels * num_classes + scored.logits.argmax(axis=-1)  # [models, N]
+    num_classes = logits.shape[-1]
+    cells = labels * num_classes + logits.argmax(axis=-1)  # [models, N]
     confusion = np.eye(num_classes**2)[cells]  # [models, N, classes²]
-    log_probabilities = scipy.special.log_softmax(scored.logits.astype(np.float64), axis=-1)
-    losses = -log_probabilities[:, np.arange(len(scored.labels)), scored.labels]  # [models, N]
+    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    losses = -log_probabilities[:, np.arange(len(labels)), labels]  # [models, N]
     columns = np.concatenate([confusion, losses[..., None]], axis=-1)
-    return columns.transpose(1, 0, 2).reshape(len(scored.labels), -1)
+    return columns.transpose(1, 0, 2).reshape(len(labels), -1)
+
+
+def _counts_of(sums: np.ndarray, num_classes: int) -> Counts:
+    """The counts [..., models] that sums of `_score_columns` [..., columns] stand for."""
+    sums = sums.reshape(*sums.shape[:-1], -1, num_classes**2 + 1)  # [..., models, classes² + 1]
+    confusion = sums[..., :-1].reshape(*sums.shape[:-1], num_classes, num_classes)
+    return Counts(confusion, sums[..., -1])
 
 
 def _scores_of_sums(sums: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     """Every one of SCORES [B], the mean over models, from sums of `_score_columns` [B, columns]."""
-    sums = sums.reshape(len(sums), -1, num_classes**2 + 1)  # [B, models, classes² + 1]
-    confusion = sums[..., :-1].reshape(*sums.shape[:2], num_classes, num_classes)
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)  # [B, models, classes]
-    there, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    examples = there.sum(axis=-1)  # [B, models]
-
-    def macro(weighted_right: np.ndarray, out_of: np.ndarray) -> np.ndarray:
-        zeros = np.zeros_like(weighted_right)
-        return np.divide(weighted_right, out_of, out=zeros, where=out_of != 0).mean(axis=-1)
-
-    scores = {
-        "accuracy": right.sum(axis=-1) / examples,
-        # F_beta = (1 + beta²) right / (beta² there + predicted), van Rijsbergen 1979.
-        "macro_f1": macro(2 * right, there + predicted),
-        "macro_f2": macro(5 * right, 4 * there + predicted),
-        "macro_recall": macro(right, there),
-        "loss": sums[..., -1] / examples,
-    }
-    return {name: values.mean(axis=-1) for name, values in scores.items()}
+    counts = _counts_of(sums, num_classes)  # [B, models]
+    return {name: METRICS[name].of_counts(counts).mean(axis=-1) for name in SCORES}
 
 
 def _resampled_sums(
@@ -325,8 +304,7 @@ def macro_average(
     hard premise is hard in every language; others independently.
     """
     average = {
-        name: float(np.mean([of_set[name] for of_set in metrics.values()]))
-        for name in (*SCORES, "ece")
+        name: float(np.mean([of_set[name] for of_set in metrics.values()])) for name in METRICS
     }
     replicates = _replicates([[one] for one in scored.values()], resamples, seed)
     constant = all(one.answers_one_class for one in scored.values())
@@ -396,15 +374,11 @@ def over_seeds(values: Sequence[float], metric: str = "accuracy") -> dict:
     return {
         "mean": mean,
         "std": deviation,
-        "interval": _within(0.0, _highest(metric), mean - half, mean + half)
+        "interval": _within(0.0, METRICS[metric].highest, mean - half, mean + half)
         if half > ROUNDING
         else None,
         "values": list(values),
     }
-
-
-def _highest(metric: str) -> float:
-    return math.inf if metric == "loss" else 1.0
 
 
 def _within(lowest: float, highest: float, low: float, high: float) -> list[float]:
@@ -496,7 +470,7 @@ def _welch(first: np.ndarray, second: np.ndarray, metric: str) -> dict | None:
         return None
     result = scipy.stats.ttest_ind(first, second, equal_var=False)
     low, high = map(float, result.confidence_interval(CONFIDENCE))
-    highest = _highest(metric)
+    highest = METRICS[metric].highest
     return {
         "interval": _within(-highest, highest, low, high),
         "p": float(result.pvalue),

@@ -32,19 +32,12 @@ from model import GPTConfig
 from training import save_atomically, save_json
 from xnli_data import TEMPLATES, PairEncoding
 from xnli_gpt.evaluation.answers import only_answers
+from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 
 MODULE = Path(__file__).parent / "exported_model" / "modeling_xnli_gpt.py"
 MODEL_TYPE = "xnli_gpt"
 CONFIG_CLASS = "XNLIGPTConfig"
 MODEL_CLASS = "XNLIGPTForSequenceClassification"
-CARD_METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "macro_f2": "macro F2",
-    "macro_recall": "macro recall",
-    "loss": "loss (nats)",
-    "ece": "expected calibration error",
-}
 
 
 class ExportError(ValueError):
@@ -283,11 +276,11 @@ def metrics_of_test_beside(saved: Mapping[str, object], checkpoint: Path) -> dic
 def _results(saved: Mapping[str, object], test: Mapping[str, object] | None) -> str:
     validation = saved.get("metrics") or {}
     columns = {"validation": validation} | ({} if test is None else {"test": test})
-    shown = [key for key in CARD_METRICS if key in validation]
+    shown = [key for key in METRICS if key in validation]
     if not shown:
         return "## Results\n\nThe checkpoint holds no metrics.\n"
     body = [
-        [CARD_METRICS[key], *(_with_interval(of_split, key) for of_split in columns.values())]
+        [_title(key), *(_with_interval(of_split, key) for of_split in columns.values())]
         for key in shown
     ]
     name, last = list(columns.items())[-1]
@@ -298,6 +291,11 @@ def _results(saved: Mapping[str, object], test: Mapping[str, object] | None) -> 
     if per_class := last.get("per_class"):
         lines += [f"Every class of the {name} split:", "", _table_of_classes(per_class), ""]
     return "\n".join(lines)
+
+
+def _title(key: str) -> str:
+    """What the card calls a metric: without abbreviations."""
+    return METRICS[key].long_title or METRICS[key].title_with_unit
 
 
 def _on_one_class(columns: Mapping[str, Mapping[str, object]]) -> list[str]:
@@ -329,11 +327,11 @@ def _origin_of_numbers(columns: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def _table_of_sets(sets: Mapping[str, Mapping[str, object]]) -> str:
-    shown = ("accuracy", "macro_f1", "loss")
+    shown = main_metrics()
     body = [
         [name, *(_with_interval(of_set, key) for key in shown)] for name, of_set in sets.items()
     ]
-    return _table(["set", *(CARD_METRICS[key] for key in shown)], body)
+    return _table(["set", *map(_title, shown)], body)
 
 
 def _with_interval(metrics: Mapping[str, object], key: str) -> str:

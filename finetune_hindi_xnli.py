@@ -28,13 +28,13 @@ from xnli_gpt.choices import (
     AUTO,
     EMBEDDING_UPDATES,
     EVALUATION_TOKENS,
-    METRICS,
     ROW_ATTENTION,
     SCHEDULES,
     SPLITS,
     TEMPLATES,
 )
 from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.evaluation.metrics import METRICS, figures_in_words, main_metrics
 from xnli_gpt.flags import (
     DEVICE_FLAGS,
     FOUND,
@@ -131,7 +131,7 @@ FLAGS: FlagGroups = {
     ),
     "evaluation": (
         Flag("eval_interval", int, None, "steps; default four times an epoch", low=1),
-        Flag("best_metric", str, "accuracy", "that picks the checkpoint", choices=METRICS),
+        Flag("best_metric", str, "accuracy", "that picks the checkpoint", choices=main_metrics()),
         Flag("early_stopping", int, 0, "evaluations without a better one; 0 never", low=0),
         Flag("best_per_set", bool, False, "of several datasets, also keep the best model of each"),
     ),
@@ -205,7 +205,6 @@ import demo_grammar
 from evaluation import (
     EvaluationError,
     ScoredSplit,
-    is_better,
     language_of,
     macro_average,
     prediction_lines,
@@ -1114,7 +1113,7 @@ class Records:
         metric = self.args.best_metric
         for name, metrics in sets.items():
             best = progress.best_of_sets.get(name)
-            if is_better(metric, metrics[metric], best and best["metrics"][metric]):
+            if METRICS[metric].is_better(metrics[metric], best and best["metrics"][metric]):
                 self._save(fine_tuned_path(self.args, name), progress, metrics)
                 progress.best_of_sets[name] = {"step": progress.step, "metrics": metrics}
 
@@ -1127,7 +1126,7 @@ class Records:
             file.seek(0, os.SEEK_END)
             file.write(_as_json_line(line))
         scalars = {key: value for key, value in line.items() if isinstance(value, int | float)}
-        scalars |= {f"validation/{name}": line["validation"][name] for name in METRICS}
+        scalars |= {f"validation/{name}": line["validation"][name] for name in main_metrics()}
         for log in self.loggers:
             log(scalars, progress.step)
 
@@ -1261,8 +1260,8 @@ def train(
         recipe,
         examples,
         evaluate=evaluate,
-        is_better=lambda new, best: is_better(
-            args.best_metric, new[args.best_metric], best and best[args.best_metric]
+        is_better=lambda new, best: METRICS[args.best_metric].is_better(
+            new[args.best_metric], best and best[args.best_metric]
         ),
         on_evaluation=records.add_line if records else nothing,
         on_best=records.save_best if records else nothing,
@@ -1291,7 +1290,7 @@ def evaluate_sets(
             return None
     if len(of_sets) == 1:
         return of_sets.popitem()[1]
-    means = {m: float(np.mean([one[m] for one in of_sets.values()])) for m in METRICS}
+    means = {m: float(np.mean([one[m] for one in of_sets.values()])) for m in main_metrics()}
     return means | {"examples": sum(map(len, splits.values())), "sets": of_sets}
 
 
@@ -1351,10 +1350,7 @@ def score(
 def _print_scores(title: str, metrics: dict) -> None:
     majority = metrics.get("majority_accuracy")
     beside = "" if majority is None else f" (majority class {majority:.4f})"
-    print(
-        f"{title}: accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, "
-        f"loss {metrics['loss']:.4f}{beside}"
-    )
+    print(f"{title}: {figures_in_words(metrics)}{beside}")
 
 
 def _model_of(
@@ -1473,12 +1469,9 @@ def _facts(args: argparse.Namespace, run: dict, progress: Progress) -> dict[str,
 
 
 def _best_validation(progress: Progress) -> str | None:
-    from xnli_gpt.report.wording import METRIC_TITLES
-
     if progress.best is None:
         return None
-    figures = [f"{METRIC_TITLES[name]} {progress.best[name]:.4f}" for name in METRICS]
-    return f"{', '.join(figures)} at step {progress.best_step} of {progress.step}"
+    return f"{figures_in_words(progress.best)}, at step {progress.best_step} of {progress.step}"
 
 
 def _training_time(progress: Progress) -> str:

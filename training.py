@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
+from xnli_gpt.evaluation.metrics import figures_in_words
 from xnli_gpt.training.records import RecentRate, StepLog
 
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
@@ -1136,10 +1137,7 @@ def _metrics_line(progress: Progress, metrics: dict, epoch_steps: int) -> dict:
 
 def _evaluation_sentence(progress: Progress, metrics: dict) -> str:
     best = " (best so far)" if progress.best_step == progress.step else ""
-    return (
-        f"step {progress.step}: validation accuracy {metrics['accuracy']:.4f}, "
-        f"macro F1 {metrics['macro_f1']:.4f}, loss {metrics['loss']:.4f}{best}"
-    )
+    return f"step {progress.step}: validation {figures_in_words(metrics)}{best}"
 
 
 class LineTimes:

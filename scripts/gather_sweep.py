@@ -1,6 +1,6 @@
 """What came out of a sweep: recipes by their validation scores, and the test scores of the best.
 
-    python scripts/gather_sweep.py out/sweep/runs-NUMBER.txt
+    python -m scripts.gather_sweep out/sweep/runs-NUMBER.txt
 
 Reads the results.json of every run in the list (see sweep.sh), prints a table and writes it to
 sweep.md and sweep.json beside the list. Test scores of other recipes than the selected one are
@@ -17,7 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-METRICS = ("accuracy", "macro_f1", "loss")
+from xnli_gpt.evaluation.metrics import METRICS, main_metrics
+
+METRIC_NAMES = main_metrics()
 
 
 class GatherError(ValueError):
@@ -51,7 +53,7 @@ def read_run(folder: Path, name: str) -> Run:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         scores = {
-            split: {metric: float(results[split][metric]) for metric in METRICS}
+            split: {metric: float(results[split][metric]) for metric in METRIC_NAMES}
             for split in ("validation", "test")
         }
         facts = {key: results[key] for key in ("seed", "best_metric", "best_step")}
@@ -96,13 +98,13 @@ def summary_of(name: str, finished: list[Run], runs: list[Run]) -> dict:
 
 def rank(value: float, metric: str) -> float:
     """Smaller is better."""
-    return value if metric == "loss" else -value
+    return value if METRICS[metric].lower_is_better else -value
 
 
 def averages(runs: list[Run], split: str) -> dict[str, dict]:
     """Mean and sample standard deviation over the seeds; None for that of a single one."""
     summary = {}
-    for metric in METRICS:
+    for metric in METRIC_NAMES:
         values = [run.results[split][metric] for run in runs]
         std = statistics.stdev(values) if len(values) > 1 else None
         summary[metric] = {"mean": statistics.fmean(values), "std": std}
@@ -114,8 +116,8 @@ def as_markdown(summary: dict) -> str:
     lines = [
         f"Validation, mean ± standard deviation over seeds, best {metric} first:",
         "",
-        f"| recipe | seeds | {' | '.join(METRICS)} |",
-        "|---" * (2 + len(METRICS)) + "|",
+        f"| recipe | seeds | {' | '.join(METRIC_NAMES)} |",
+        "|---" * (2 + len(METRIC_NAMES)) + "|",
     ]
     for recipe in summary["recipes"]:
         seeds = f"{recipe['finished']} of {recipe['listed']}"
@@ -124,11 +126,11 @@ def as_markdown(summary: dict) -> str:
         "",
         f"Test, of {selected['recipe']} alone, which validation selected:",
         "",
-        f"| seed | best step | {' | '.join(METRICS)} |",
-        "|---" * (2 + len(METRICS)) + "|",
+        f"| seed | best step | {' | '.join(METRIC_NAMES)} |",
+        "|---" * (2 + len(METRIC_NAMES)) + "|",
     ]
     for results in selected["runs"].values():
-        scores = " | ".join(f"{results['test'][metric]:.4f}" for metric in METRICS)
+        scores = " | ".join(f"{results['test'][metric]:.4f}" for metric in METRIC_NAMES)
         lines.append(f"| {results['seed']} | {results['best_step']} | {scores} |")
     lines.append(f"| mean ± std | | {cells(selected['test'])} |")
     if summary["unfinished"]:
@@ -140,7 +142,7 @@ def as_markdown(summary: dict) -> str:
 def cells(scores: dict[str, dict]) -> str:
     return " | ".join(
         f"{score['mean']:.4f}" + ("" if score["std"] is None else f" ± {score['std']:.4f}")
-        for score in (scores[metric] for metric in METRICS)
+        for score in (scores[metric] for metric in METRIC_NAMES)
     )
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zlib
@@ -15,7 +14,7 @@ from shell import ROOT, make_venv, stub
 import finetune_hindi_xnli as finetune
 from load_checkpoint_helper import lm_check, load_pretrained_checkpoint, read_token_shard
 from scripts import make_demo
-from xnli_gpt import choices
+from xnli_gpt.evaluation.metrics import main_metrics
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.slurm")])
 JOBS = [path for path in SCRIPTS if path.suffix == ".slurm"]
@@ -376,7 +375,7 @@ def write_results(folder, accuracy, **others):
 def gather(folder, *names):
     listed = folder / "runs-1.txt"
     listed.write_text("".join(f"{name} --seed 1\n" for name in names))
-    words = [shutil.which("python3"), ROOT / "scripts/gather_sweep.py", listed]
+    words = [sys.executable, "-m", "scripts.gather_sweep", listed]
     return subprocess.run(words, capture_output=True, text=True)
 
 
@@ -411,7 +410,7 @@ def test_gathering_takes_the_lowest_loss(tmp_path):
 def test_gathering_knows_the_metrics_of_the_program():
     from scripts import gather_sweep
 
-    assert gather_sweep.METRICS == choices.METRICS
+    assert gather_sweep.METRIC_NAMES == main_metrics()
 
 
 def test_gathering_nothing_fails(tmp_path):

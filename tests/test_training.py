@@ -13,7 +13,6 @@ from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
 import training
-from evaluation import is_better
 from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from training import (
     MAX_SKIPPED_IN_A_ROW,
@@ -39,6 +38,7 @@ from training import (
     steps_per_epoch,
     train_step,
 )
+from xnli_gpt.evaluation.metrics import METRICS
 
 VOCAB, NUM_CLASSES = 40, 3
 CUTS = {
@@ -342,7 +342,9 @@ class Run:
             recipe,
             self.data.examples,
             evaluate,
-            lambda new, best: is_better("accuracy", new["accuracy"], best and best["accuracy"]),
+            lambda new, best: METRICS["accuracy"].is_better(
+                new["accuracy"], best and best["accuracy"]
+            ),
             on_evaluation=lambda progress, line: self.calls.append(("line", line)),
             on_best=lambda progress, _: self.calls.append(("best", progress.step)),
             save=lambda progress: None,

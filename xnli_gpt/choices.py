@@ -13,8 +13,6 @@ TEMPLATES = {
     "group": ("premise", "end_of_text", "hypothesis"),
 }
 
-# Larger is better for all but the loss.
-METRICS = ("accuracy", "macro_f1", "loss")
 RESAMPLES = 10_000
 
 SCHEDULES = ("linear", "cosine", "constant")

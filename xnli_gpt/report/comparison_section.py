@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 from xnli_gpt.report.content import Block, Picture, Section, Table
 from xnli_gpt.report.figures import Dot, draw_dots
 from xnli_gpt.report.verdict import MACRO_AVERAGE
@@ -21,9 +22,6 @@ from xnli_gpt.report.wording import (
     p_value,
     with_interval,
 )
-
-COMPARED = ("accuracy", "macro_f1", "loss")
-SCORES = ("accuracy", "macro_f1", "macro_f2", "macro_recall")
 
 
 def _by_dataset(figures: Mapping) -> dict[str, Mapping]:
@@ -86,7 +84,7 @@ def comparison_section(comparison: Mapping) -> Section:
 def _differences_table(by_dataset: Mapping[str, Mapping], first: str, second: str) -> Table:
     rows, over_seeds = [], []
     for dataset, metrics in by_dataset.items():
-        for name in COMPARED:
+        for name in main_metrics():
             if name not in metrics:
                 continue
             figure = metrics[name]
@@ -128,10 +126,11 @@ def _differences_picture(
 ) -> Picture | None:
     """Return, of several datasets, the differences in accuracy, of one those in every score."""
     several = len(by_dataset) > 1
+    shares = [name for name, metric in METRICS.items() if metric.is_share]
     found = [
         (dataset if several else METRIC_TITLES[name], metrics[name])
         for dataset, metrics in by_dataset.items()
-        for name in (("accuracy",) if several else SCORES)
+        for name in (("accuracy",) if several else shares)
         if name in metrics
     ]
     if not found:

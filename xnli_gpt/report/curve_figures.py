@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 from xnli_gpt.report.curves import Chance, StepCurve
 from xnli_gpt.report.figures import GREY, LINES, VERMILION, WIDTH, legend_below
 from xnli_gpt.report.fonts import drawable
 from xnli_gpt.report.wording import METRIC_TITLES
 
 MOST_MARKERS = 40
-CURVES_SHOWN = ("accuracy", "macro_f1")
+# Those of the loss and of the training loss come first.
+METRIC_LOOKS = (LINES[0], *LINES[2:])
 BEST_LINE = {"color": "black", "linestyle": "--", "linewidth": 0.9}
 CHANCE_LINE = {"color": GREY, "linestyle": (0, (1, 2)), "linewidth": 1.2}
 
@@ -41,12 +44,17 @@ def draw_loss_curves(
     return figure
 
 
+def curves_shown() -> list[str]:
+    """Return the metrics that stand together on one axis from 0 to 1."""
+    return [name for name in main_metrics() if METRICS[name].is_share]
+
+
 def draw_metric_curves(
     history: Sequence[Mapping], chance: Chance | None, best: int | None
 ) -> Figure:
     """Draw the validation metrics by step."""
     figure, axes = _curve_figure()
-    for name, look in zip(CURVES_SHOWN, (LINES[0], LINES[2]), strict=True):
+    for name, look in zip(curves_shown(), cycle(METRIC_LOOKS), strict=False):
         get = partial(_validation_metric, name)
         _draw_curve(axes, history, METRIC_TITLES[name], get, look)
     if chance is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 from xnli_gpt.report.content import Block, Picture, ReportContent, Section, Table
 from xnli_gpt.report.figures import GREEN, GREY, LINES, Dot, Series, draw_result, draw_result_of_one
 from xnli_gpt.report.verdict import (
@@ -31,13 +32,11 @@ LOOKS = {
     HYPOTHESIS_ONLY: {"color": GREY, "linestyle": "-", "marker": "s"},
     RANDOM_TRUNK: {"color": GREEN, "linestyle": "-", "marker": "^"},
 }
-# Of several datasets, what stands in the first of two tables.
-FIRST_METRICS = ("accuracy", "macro_f1", "loss")
 NOTES = {
     MAJORITY: "Majority class: accuracy of always answering the most frequent class.",
     HYPOTHESIS_ONLY: "Hypothesis only: accuracy of a classifier that sees no premise.",
     RANDOM_TRUNK: "Random trunk: accuracy of the same network, fine-tuned from random weights.",
-    "ECE": "ECE: expected calibration error.",
+    **{m.title: f"{m.title}: {m.long_title}." for m in METRICS.values() if m.long_title},
 }
 
 
@@ -156,11 +155,11 @@ def _picture_of_several(content: ReportContent, lines: Mapping[str, Mapping]) ->
 def _tables_by_dataset(content: ReportContent, lines: Mapping[str, Mapping]) -> list[Table]:
     """Return a table of the main metrics and one of the others; a line a dataset, without columns
     that no dataset fills."""
-    main = {METRIC_TITLES[key]: partial(metric_text, key) for key in FIRST_METRICS}
+    main = {METRIC_TITLES[key]: partial(metric_text, key) for key in main_metrics()}
     others = {
         title: partial(metric_text, key)
         for key, title in METRIC_TITLES.items()
-        if key not in FIRST_METRICS
+        if key not in main_metrics()
     }
     others = {"examples": lambda m: count(m.get("examples"))} | others
     tables = []

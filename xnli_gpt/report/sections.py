@@ -10,7 +10,7 @@ from functools import partial
 from xnli_gpt.report.comparison_section import comparison_section, seeds_section
 from xnli_gpt.report.content import Block, Cell, Picture, ReportContent, Section, Table
 from xnli_gpt.report.curve_figures import (
-    CURVES_SHOWN,
+    curves_shown,
     draw_curves_by_dataset,
     draw_loss_curves,
     draw_metric_curves,
@@ -28,6 +28,7 @@ from xnli_gpt.report.wording import (
     MISSING,
     command,
     fact,
+    listed,
 )
 
 # Of more datasets, each is folded under a line with its result.
@@ -122,10 +123,11 @@ def _loss_picture(content: ReportContent, curve: StepCurve | None) -> Picture:
 def _metrics_picture(content: ReportContent) -> Picture:
     chance = chance_of(content.history, content.results)
     of_chance = f"; dotted: {chance.accuracy_title}" if chance else ""
+    titles = listed([METRIC_TITLES[name] for name in curves_shown()])
     return Picture(
         "learning-curves",
-        f"Accuracy and macro F1 on validation{of_chance}.",
-        f"Learning curves. {_curve_words(content, CURVES_SHOWN)}",
+        f"{titles[0].upper()}{titles[1:]} on validation{of_chance}.",
+        f"Learning curves. {_curve_words(content, curves_shown())}",
         partial(draw_metric_curves, content.history, chance, _best(content)),
     )
 

@@ -7,16 +7,10 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.report.content import Cell
 
-METRIC_TITLES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "macro_f2": "macro F2",
-    "macro_recall": "macro recall",
-    "loss": "loss (nats)",
-    "ece": "ECE",
-}
+METRIC_TITLES = {name: metric.title_with_unit for name, metric in METRICS.items()}
 MISSING = "–"
 # Draws that all agree tell nothing of how sure a figure is.
 SMALLEST_WIDTH = 1e-9

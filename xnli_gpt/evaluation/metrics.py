@@ -1,0 +1,132 @@
+"""The metrics of a classifier: what each is called, which way is better, how it is computed.
+
+A new metric is a new row of `METRICS`: from there scores and their intervals, what may pick the
+best model, results, report, model card, sweep and comparison take it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+# Flags read the names of this table before any library is imported.
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a split's metrics are computed from, for any number of draws and models at once."""
+
+    confusion: np.ndarray  # [..., classes, classes], rows by class, columns by answer
+    loss: np.ndarray  # [...], the summed cross-entropy in nats
+
+    @property
+    def right(self) -> np.ndarray:
+        """[..., classes]"""
+        return self.confusion.diagonal(axis1=-2, axis2=-1)
+
+    @property
+    def there(self) -> np.ndarray:
+        """[..., classes], examples of each class."""
+        return self.confusion.sum(axis=-1)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """[..., classes], answers of each class."""
+        return self.confusion.sum(axis=-2)
+
+    @property
+    def examples(self) -> np.ndarray:
+        """[...]"""
+        return self.there.sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a model on a split.
+
+    `of_counts` computes it, and gives it intervals; None for what needs more than counts. `is_main`
+    ones may pick the best model, and stand first wherever not all have room.
+    """
+
+    title: str
+    of_counts: Callable[[Counts], np.ndarray] | None
+    is_main: bool = False
+    lower_is_better: bool = False
+    highest: float = 1.0
+    unit: str | None = None
+    long_title: str | None = None
+
+    @property
+    def title_with_unit(self) -> str:
+        return self.title if self.unit is None else f"{self.title} ({self.unit})"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it goes from 0 to 1, and more is better."""
+        return self.highest == 1.0 and not self.lower_is_better
+
+    def is_better(self, new: float, best: float | None) -> bool:
+        """Return whether `new` beats `best` (None: nothing yet); a tie is not better."""
+        if best is None:
+            return True
+        return new < best if self.lower_is_better else new > best
+
+
+def _mean_over_classes(
+    part: Callable[[Counts], np.ndarray], whole: Callable[[Counts], np.ndarray]
+) -> Callable[[Counts], np.ndarray]:
+    """Return the mean over classes of part / whole, 0 for a class whose whole is 0."""
+
+    def of_counts(counts: Counts) -> np.ndarray:
+        import numpy as np
+
+        above, below = part(counts), whole(counts)
+        quotients = np.zeros(np.shape(above))
+        return np.divide(above, below, out=quotients, where=below != 0).mean(axis=-1)
+
+    return of_counts
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", lambda c: c.right.sum(axis=-1) / c.examples, is_main=True),
+    # F_beta = (1 + beta²) right / (beta² there + predicted), van Rijsbergen 1979.
+    "macro_f1": Metric(
+        "macro F1",
+        _mean_over_classes(lambda c: 2 * c.right, lambda c: c.there + c.predicted),
+        is_main=True,
+    ),
+    "macro_f2": Metric(
+        "macro F2", _mean_over_classes(lambda c: 5 * c.right, lambda c: 4 * c.there + c.predicted)
+    ),
+    "macro_recall": Metric(
+        "macro recall", _mean_over_classes(lambda c: c.right, lambda c: c.there)
+    ),
+    "loss": Metric(
+        "loss",
+        lambda c: c.loss / c.examples,
+        is_main=True,
+        lower_is_better=True,
+        highest=math.inf,
+        unit="nats",
+    ),
+    "ece": Metric("ECE", None, lower_is_better=True, long_title="expected calibration error"),
+}
+
+
+def main_metrics() -> tuple[str, ...]:
+    """Return the names of those that may pick the best model."""
+    return tuple(name for name, metric in METRICS.items() if metric.is_main)
+
+
+def scores() -> tuple[str, ...]:
+    """Return the names of those that intervals and comparisons are given for."""
+    return tuple(name for name, metric in METRICS.items() if metric.of_counts is not None)
+
+
+def figures_in_words(metrics: dict) -> str:
+    """Return the main metrics of a split as a line of a log tells them."""
+    return ", ".join(f"{METRICS[name].title} {metrics[name]:.4f}" for name in main_metrics())
