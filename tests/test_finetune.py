@@ -636,8 +636,11 @@ def test_self_check_warns_of_a_wrong_tokenizer_and_of_structureless_weights(
     if tokenizer == "wrong":
         changes += ["--tokenizer_name", wrong_tokenizer]
     assert finetune.main(command(assets, tmp_path, *changes)) == 0
-    warnings = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("warning: ")]
-    assert bool(warnings) == suspicious
+    # After one step a model may answer one class alone, which is another warning.
+    told = [
+        ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("warning: the trunk")
+    ]
+    assert bool(told) == suspicious
     check = read_json(tmp_path / "results.json")["self_check"]
     assert check["suspicious"] is suspicious
 

@@ -178,12 +178,17 @@ def test_a_resumed_run_on_another_number_of_ranks_keeps_its_steps(assets, tmp_pa
 
 
 def test_problems_of_all_ranks_are_told_once(assets, tmp_path):
-    words = words_of(assets, tmp_path / "out", 5, "--n_head", 7, "--no_such_flag")
-    started = Started(2, words, tmp_path / "logs")
-    assert started.wait() == [2, 2]
-    first, second = started.texts()
-    assert second == ""
-    assert sorted(line.split()[1] for line in first.splitlines()) == ["--n_head", "unknown"]
+    """Those of the words, which are told before anything is read, and those of what they name."""
+    for wrong, told in (
+        (("--n_head", 7, "--n_layer", 77), ["--n_head", "--n_layer"]),
+        (("--no_such_flag", "--seed", "x"), ["--seed", "unknown"]),
+    ):
+        words = words_of(assets, tmp_path / "out", 5, *wrong)
+        started = Started(2, words, tmp_path / f"logs{wrong[0]}")
+        assert started.wait() == [2, 2]
+        first, second = started.texts()
+        assert second == ""
+        assert sorted(line.split()[1] for line in first.splitlines()) == told
 
 
 @pytest.mark.long
