@@ -809,7 +809,8 @@ def _why_not_longer(now: dict, save: dict, num_examples: int) -> str | None:
     earlier = save["decisive"]
     if now == earlier:
         return None
-    if any(now[name] != earlier.get(name) for name in now if name not in LENGTH_FLAGS):
+    names = (now.keys() | earlier.keys()) - set(LENGTH_FLAGS)
+    if any(now.get(name) != earlier.get(name) for name in names):
         return ""
     before, after = _numbers_of_steps(now, save, num_examples)
     if after < before:
@@ -868,6 +869,11 @@ def _require_same(now: dict, earlier: dict | None, where: str, why_not: str = ""
         f"{name} {_shown(earlier[name])} there, {_shown(value)} now"
         for name, value in now.items()
         if name in earlier and earlier[name] != value
+    ]
+    differences += [
+        f"{name} {_shown(value)} there, which is not known now"
+        for name, value in earlier.items()
+        if name not in now
     ]
     told = "; ".join(differences) or "it does not say which"
     because = f": {why_not}" if why_not else ""

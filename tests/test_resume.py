@@ -291,6 +291,32 @@ def test_what_changes_no_result_may_change(assets, tmp_path, signal_at, whole):
         torch.testing.assert_close(found["last"][name], tensor, atol=1e-5, rtol=1e-5)
 
 
+def decide_otherwise(folder: Path, change) -> None:
+    """What decided the run of a save, as another version of the program would have it."""
+    path = folder / "pairs-last.pt"
+    content = torch.load(path, weights_only=True)
+    change(content["decisive"])
+    torch.save(content, path)
+
+
+def test_a_flag_that_the_saves_version_did_not_have_counts_as_its_default(
+    assets, tmp_path, signal_at, whole, capsys
+):
+    stopped_run(assets, tmp_path, signal_at, 5)
+    decide_otherwise(tmp_path, lambda decisive: decisive.pop("--label_smoothing"))
+    words = small_run.command(assets, tmp_path, *BASE, "--label_smoothing", 0.1)
+    assert "--label_smoothing 0.0 there, 0.1 now" in error_line(capsys, words)
+    assert run(assets, tmp_path) == 0
+    assert kills.differences(whole("plain"), kills.outcome(tmp_path)) == []
+
+
+def test_a_flag_of_a_later_version_is_named(assets, tmp_path, signal_at, capsys):
+    stopped_run(assets, tmp_path, signal_at, 5)
+    decide_otherwise(tmp_path, lambda decisive: decisive.update({"--mixup": 0.5}))
+    line = error_line(capsys, small_run.command(assets, tmp_path, *BASE))
+    assert "--mixup 0.5 there, which is not known now" in line
+
+
 def test_resume_never_refuses_a_folder_with_a_run(assets, tmp_path, signal_at, capsys):
     stopped_run(assets, tmp_path, signal_at, 5)
     before = contents(tmp_path)
