@@ -41,6 +41,8 @@ TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
 CACHE_VERSION = 1
+# Beyond any embedding table.
+MOST_TOKENS = 1 << 24
 ENCODE_CHUNK = 1024
 JOIN_CHUNK = 65536
 MAX_LISTED = 5
@@ -321,6 +323,11 @@ def _check_ids(tokenizer: Tokenizer) -> None:
     for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
         if token_of.setdefault(number, token) != token:
             raise ValueError(f"{token!r} and {token_of[number]!r} are both token {number}")
+    # To write a vocabulary the library counts up to its largest number, and ends the process where
+    # memory does not suffice.
+    largest = max(token_of, default=0)
+    if largest >= MOST_TOKENS:
+        raise ValueError(f"{token_of[largest]!r} is token {largest}: no model has so many rows")
 
 
 def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:

@@ -1280,6 +1280,11 @@ def two_tokens_of_one_id(parsed):
     parsed["model"]["vocab"]["क"] = 7
 
 
+def a_token_far_beyond_any_table(parsed):
+    """The library would end the process: it counts up to it where it writes the vocabulary."""
+    parsed["model"]["vocab"]["क"] = 1 << 31
+
+
 def merges_without_their_prefix(parsed):
     """The library would end the process: it cuts a letter in two."""
     parsed["model"]["continuing_subword_prefix"] = "x"
@@ -1293,6 +1298,7 @@ def a_name_of_two_lines(parsed):
     ("change", "said"),
     [
         (two_tokens_of_one_id, "are both token 7"),
+        (a_token_far_beyond_any_table, "'क' is token 2147483648: no model has so many rows"),
         (merges_without_their_prefix, "the merge .* lacks the prefix 'x'"),
         (a_name_of_two_lines, "not a tokenizer file"),
     ],
