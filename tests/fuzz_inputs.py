@@ -261,7 +261,9 @@ class Datasets(Kind):
     def __init__(self, folder: Path):
         self.folder, self.cache = folder / "data", folder / "cache"
         os.environ["HF_HOME"] = str(folder / "home")
-        self.datasets = xnli_data._import_datasets()
+        import datasets
+
+        self.datasets = datasets
         # What it logs of a file that it can't read says nothing wrong, and goes to stderr.
         self.datasets.logging.set_verbosity(100)
 
