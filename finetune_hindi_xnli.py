@@ -34,7 +34,7 @@ from xnli_gpt.choices import (
     SPLITS,
     TEMPLATES,
 )
-from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.data.names import KNOWN_NAMES, notes_of_datasets, problems_of_datasets
 from xnli_gpt.flags import (
     DEVICE_FLAGS,
     FOUND,
@@ -63,9 +63,9 @@ FLAGS: FlagGroups = {
             "dataset",
             Path,
             ["hindi_xnli"],
-            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder "
-            "(train|validation|test as jsonl, csv, tsv or parquet; save_to_disk; a copy of a Hub "
-            "repository), or a name on the Hub",
+            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder (./NAME where it has "
+            "one of these names; train|validation|test as jsonl, csv, tsv or parquet; "
+            "save_to_disk; a copy of a Hub repository), or a name on the Hub",
             count="+",
             metavar="NAME",
         ),
@@ -533,6 +533,8 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
         return load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
 
     names = dataset_names(args.dataset)
+    for note in notes_of_datasets(names, args.data_dir):
+        print(note)
     print(f"reading {', '.join(names)}; tokenised once, kept in {args.cache_dir}")
     sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
     data = joined(sets)
@@ -1026,7 +1028,7 @@ def recipe_of(args: argparse.Namespace, checkpoint: str) -> dict[str, object]:
 
 def _lasting_dataset(args: argparse.Namespace, name: str) -> str:
     """Return a dataset's name that means the same from another folder."""
-    is_name = args.data_dir is not None or name in (*BUILTIN_DATASETS, "xnli_all")
+    is_name = args.data_dir is not None or name in KNOWN_NAMES
     is_folder = not is_name and Path(name).is_dir()
     return os.path.abspath(name) if is_folder else name
 

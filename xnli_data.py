@@ -33,7 +33,13 @@ from tqdm import tqdm
 
 from xnli_gpt.choices import SPLITS, TEMPLATES
 from xnli_gpt.data.library import quiet_datasets
-from xnli_gpt.data.names import XNLI_LANGUAGES, nearest_dataset, problem_of_dataset
+from xnli_gpt.data.names import (
+    KNOWN_NAMES,
+    XNLI_LANGUAGES,
+    is_in_data_dir,
+    nearest_dataset,
+    problem_of_dataset,
+)
 
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}
@@ -199,7 +205,9 @@ def is_xnli(dataset: str) -> bool:
 
 
 def short_name(dataset: str) -> str:
-    """A dataset's name in files and tables: the last part of its path."""
+    """Return a dataset's name in files and tables: the last part of its path."""
+    if dataset in KNOWN_NAMES:
+        return dataset
     path = Path(dataset)
     return path.resolve().name if path.is_dir() else path.name
 
@@ -386,7 +394,7 @@ class _Source:
 def _find_source(
     request: DataRequest, cache_dir: Path, builtin: Mapping[str, BuiltinDataset]
 ) -> _Source:
-    if request.dataset in builtin:
+    if request.dataset in builtin and not is_in_data_dir(request.dataset, request.data_dir):
         return _builtin_source(request.dataset, builtin[request.dataset])
     name, config = _hub_name(request)
     folder = _local_folder(request)
@@ -425,6 +433,8 @@ def _local_folder(request: DataRequest) -> Path | None:
             raise DataError(f"--data_dir {base}: no such folder; give one that holds the dataset")
         inside = base / request.dataset
         return inside if inside.is_dir() else base
+    if request.dataset in KNOWN_NAMES:
+        return None
     folder = Path(request.dataset)
     if folder.is_dir():
         return folder
@@ -729,6 +739,11 @@ def _repository_source(
 
 
 def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> _Source:
+    if Path(name).is_dir():
+        raise DataError(
+            f"--dataset {request.dataset}: is {name} on the Hub, which the folder {name} here "
+            f"hides; run from another folder, or read the copy by --data_dir {name}"
+        )
     online = _hub_reachable()
     try:
         with quiet_datasets(offline=not online) as datasets:
