@@ -125,7 +125,7 @@ FLAGS: FlagGroups = {
     ),
     "machine": MACHINE_FLAGS,
     "output": (
-        Flag("out_dir", Path, "evaluation", "folder of results.json, predictions.jsonl"),
+        Flag("out_dir", Path, "out/evaluation", "folder of results.json, predictions.jsonl"),
         Flag("report", bool, True, "write report.html, report.md and figures there"),
     ),
 }
