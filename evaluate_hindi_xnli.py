@@ -860,9 +860,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args, check_inputs(args, problems))
 
     try:
-        return exit_code_of(
-            work, refused=(DataError, RunError, PredictionsError), failed=(EvaluationError,)
-        )
+        return exit_code_of(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

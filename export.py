@@ -31,6 +31,7 @@ from inference import (
 from model import GPTConfig
 from training import save_atomically, save_json
 from xnli_data import TEMPLATES, PairEncoding
+from xnli_gpt.errors import XNLIError
 from xnli_gpt.evaluation.answers import only_answers
 
 MODULE = Path(__file__).parent / "exported_model" / "modeling_xnli_gpt.py"
@@ -47,7 +48,7 @@ CARD_METRICS = {
 }
 
 
-class ExportError(ValueError):
+class ExportError(XNLIError, ValueError):
     """A checkpoint can't be exported; the message says why and what to do."""
 
 

@@ -203,7 +203,6 @@ from torch import Tensor
 
 import demo_grammar
 from evaluation import (
-    EvaluationError,
     ScoredSplit,
     is_better,
     language_of,
@@ -249,7 +248,6 @@ from training import (
     Saves,
     Stopped,
     StopSignals,
-    TrainingError,
     balanced_class_weights,
     captured,
     compile_ahead,
@@ -1683,11 +1681,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{places} (done in {time.perf_counter() - started:.0f} s)")
 
     try:
-        return exit_code_of(
-            work,
-            refused=(CheckpointError, DataError, RunError),
-            failed=(TrainingError, EvaluationError),
-        )
+        return exit_code_of(work)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there")
         return EXIT_STOPPED

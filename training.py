@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
+from xnli_gpt.errors import EXIT_FAILED, XNLIError
 from xnli_gpt.training.records import RecentRate, StepLog
 
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
@@ -74,11 +75,13 @@ IGNORED_LABEL = -100
 GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(XNLIError, RuntimeError):
     """Training can't go on; the message says what was seen and what to try."""
 
+    exit_code = EXIT_FAILED
 
-class RunError(ValueError):
+
+class RunError(XNLIError, ValueError):
     """A save, an output folder or a group of processes can't be used; the message says why."""
 
 

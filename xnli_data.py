@@ -40,6 +40,7 @@ from xnli_gpt.data.names import (
     nearest_dataset,
     problem_of_dataset,
 )
+from xnli_gpt.errors import XNLIError
 
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}
@@ -56,7 +57,7 @@ LONGEST_SHOWN = 200
 BuiltinDataset = Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]
 
 
-class DataError(ValueError):
+class DataError(XNLIError, ValueError):
     """Data or tokenizer can't be used; the message says where, what was found and what to do."""
 
 
