@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xnli_gpt.choices import RESAMPLES, SPLITS
-from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.data.names import KNOWN_NAMES, notes_of_datasets, problems_of_datasets
 from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.flags import (
     MACHINE_FLAGS,
@@ -85,9 +85,9 @@ FLAGS: FlagGroups = {
             "dataset",
             Path,
             None,
-            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder, or a name on the "
-            "Hub; default the data that the checkpoint was fine-tuned on, with predictions alone "
-            "what they hold",
+            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder (./NAME where it has "
+            "one of these names), or a name on the Hub; default the data that the checkpoint was "
+            "fine-tuned on, with predictions alone what they hold",
             count="+",
             metavar="NAME",
         ),
@@ -125,7 +125,7 @@ FLAGS: FlagGroups = {
     ),
     "machine": MACHINE_FLAGS,
     "output": (
-        Flag("out_dir", Path, "evaluation", "folder of results.json, predictions.jsonl"),
+        Flag("out_dir", Path, "out/evaluation", "folder of results.json, predictions.jsonl"),
         Flag("report", bool, True, "write report.html, report.md and figures there"),
     ),
 }
@@ -182,7 +182,6 @@ from xnli_data import (
     EncodedSplit,
     PairEncoding,
     dataset_names,
-    is_xnli,
     load_encoded,
     load_texts,
     short_name,
@@ -367,7 +366,7 @@ def _own_datasets(own: OwnData, path: Path, data_dir: str | None) -> list[str]:
     if data_dir is not None:
         return [short_name(name) for name in own.dataset]
     for name in own.dataset:
-        if own.data_dir is not None or name in BUILTIN_DATASETS or is_xnli(name):
+        if own.data_dir is not None or name in KNOWN_NAMES:
             continue
         if not own.is_recorded:
             raise DataError(
@@ -448,8 +447,11 @@ def _load_rows(
     if args.dataset is None:
         return _rows_of_predictions(first[0])
     classes = first[0].classes
+    names = dataset_names(args.dataset)
+    for note in notes_of_datasets(names, args.data_dir):
+        print(note)
     rows = {}
-    for dataset in dataset_names(args.dataset):
+    for dataset in names:
         request = _request(args, dataset, classes, (args.split,))
         texts = _texts_of(request, args.cache_dir, first[0].path)[args.split]
         absent = ", ".join(name for i, name in enumerate(classes) if i not in texts.labels)
@@ -857,9 +859,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args, check_inputs(args, problems))
 
     try:
-        return exit_code_of(
-            work, refused=(DataError, RunError, PredictionsError), failed=(EvaluationError,)
-        )
+        return exit_code_of(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from xnli_gpt.choices import RESAMPLES
+from xnli_gpt.errors import EXIT_FAILED, XNLIError
 from xnli_gpt.evaluation.metrics import METRICS, Counts, scores
 
 # scipy and scikit-learn are imported where they are used: predicting needs neither.
@@ -37,11 +38,13 @@ DRAWS_AT_ONCE = 1 << 22
 FEW_DISCORDANT_PAIRS = 25
 
 
-class EvaluationError(ValueError):
+class EvaluationError(XNLIError, ValueError):
     """A model can't be scored; the message says what was seen and what to try."""
 
+    exit_code = EXIT_FAILED
 
-class PredictionsError(ValueError):
+
+class PredictionsError(XNLIError, ValueError):
     """Predictions that can't be used, or are not of the data they are matched with."""
 
 

@@ -31,6 +31,7 @@ from inference import (
 from model import GPTConfig
 from training import save_atomically, save_json
 from xnli_data import TEMPLATES, PairEncoding
+from xnli_gpt.errors import XNLIError
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 
@@ -40,7 +41,7 @@ CONFIG_CLASS = "XNLIGPTConfig"
 MODEL_CLASS = "XNLIGPTForSequenceClassification"
 
 
-class ExportError(ValueError):
+class ExportError(XNLIError, ValueError):
     """A checkpoint can't be exported; the message says why and what to do."""
 
 

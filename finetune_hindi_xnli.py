@@ -33,7 +33,7 @@ from xnli_gpt.choices import (
     SPLITS,
     TEMPLATES,
 )
-from xnli_gpt.data.names import problems_of_datasets
+from xnli_gpt.data.names import KNOWN_NAMES, notes_of_datasets, problems_of_datasets
 from xnli_gpt.evaluation.metrics import METRICS, figures_in_words, main_metrics
 from xnli_gpt.flags import (
     DEVICE_FLAGS,
@@ -63,9 +63,9 @@ FLAGS: FlagGroups = {
             "dataset",
             Path,
             ["hindi_xnli"],
-            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder "
-            "(train|validation|test as jsonl, csv, tsv or parquet; save_to_disk; a copy of a Hub "
-            "repository), or a name on the Hub",
+            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder (./NAME where it has "
+            "one of these names; train|validation|test as jsonl, csv, tsv or parquet; "
+            "save_to_disk; a copy of a Hub repository), or a name on the Hub",
             count="+",
             metavar="NAME",
         ),
@@ -203,7 +203,6 @@ from torch import Tensor
 
 import demo_grammar
 from evaluation import (
-    EvaluationError,
     ScoredSplit,
     language_of,
     macro_average,
@@ -248,7 +247,6 @@ from training import (
     Saves,
     Stopped,
     StopSignals,
-    TrainingError,
     balanced_class_weights,
     captured,
     compile_ahead,
@@ -532,6 +530,8 @@ def load_data(args: argparse.Namespace, inputs: Inputs) -> JoinedDatasets:
         return load_encoded(request, inputs.encoding, args.cache_dir, BUILTIN_DATASETS)
 
     names = dataset_names(args.dataset)
+    for note in notes_of_datasets(names, args.data_dir):
+        print(note)
     print(f"reading {', '.join(names)}; tokenised once, kept in {args.cache_dir}")
     sets = {short_name(name): inputs.ranks.in_turns(lambda name=name: load(name)) for name in names}
     data = joined(sets)
@@ -1031,7 +1031,7 @@ def recipe_of(args: argparse.Namespace, checkpoint: str) -> dict[str, object]:
 
 def _lasting_dataset(args: argparse.Namespace, name: str) -> str:
     """Return a dataset's name that means the same from another folder."""
-    is_name = args.data_dir is not None or name in (*BUILTIN_DATASETS, "xnli_all")
+    is_name = args.data_dir is not None or name in KNOWN_NAMES
     is_folder = not is_name and Path(name).is_dir()
     return os.path.abspath(name) if is_folder else name
 
@@ -1680,11 +1680,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{places} (done in {time.perf_counter() - started:.0f} s)")
 
     try:
-        return exit_code_of(
-            work,
-            refused=(CheckpointError, DataError, RunError),
-            failed=(TrainingError, EvaluationError),
-        )
+        return exit_code_of(work)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there")
         return EXIT_STOPPED

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from xnli_gpt.errors import XNLIError
 from xnli_gpt.flags import (
     Flag,
     FlagGroups,
@@ -142,7 +143,7 @@ LM_LOSS_OTHER_ROWS = 0.15
 SELF_CHECK_GAP = 1.0
 
 
-class CheckpointError(ValueError):
+class CheckpointError(XNLIError, ValueError):
     """A checkpoint can't be used; the message says the file, what was found and what to do."""
 
 
@@ -1468,7 +1469,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print("\n".join([*_printed(report), _summary(report)]))
 
-    return exit_code_of(work, refused=(CheckpointError,))
+    return exit_code_of(work)
 
 
 def _summary(report: Mapping[str, object]) -> str:

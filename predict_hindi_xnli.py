@@ -88,10 +88,9 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from evaluation import EvaluationError
-from export import ExportError, export_checkpoint
+from export import export_checkpoint
 from inference import Prediction, XNLIClassifier, device_of, emulation_warning
-from training import RunError, save_atomically
+from training import save_atomically
 from xnli_data import SEPARATORS, DataError
 
 
@@ -532,9 +531,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args)
 
     try:
-        return exit_code_of(
-            work, refused=(DataError, RunError, ExportError), failed=(EvaluationError,)
-        )
+        return exit_code_of(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xnli_gpt.choices import EMBEDDING_UPDATES, SCHEDULES
+from xnli_gpt.errors import EXIT_FAILED, XNLIError
 from xnli_gpt.evaluation.metrics import figures_in_words
 from xnli_gpt.training.records import RecentRate, StepLog
 
@@ -75,11 +76,13 @@ IGNORED_LABEL = -100
 GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(XNLIError, RuntimeError):
     """Training can't go on; the message says what was seen and what to try."""
 
+    exit_code = EXIT_FAILED
 
-class RunError(ValueError):
+
+class RunError(XNLIError, ValueError):
     """A save, an output folder or a group of processes can't be used; the message says why."""
 
 

@@ -32,7 +32,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xnli_gpt.choices import SPLITS, TEMPLATES
-from xnli_gpt.data.names import XNLI_LANGUAGES, nearest_dataset, problem_of_dataset
+from xnli_gpt.data.library import quiet_datasets
+from xnli_gpt.data.names import (
+    KNOWN_NAMES,
+    XNLI_LANGUAGES,
+    is_in_data_dir,
+    nearest_dataset,
+    problem_of_dataset,
+)
+from xnli_gpt.errors import XNLIError
 
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}
@@ -51,7 +59,7 @@ LONGEST_SHOWN = 200
 BuiltinDataset = Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]
 
 
-class DataError(ValueError):
+class DataError(XNLIError, ValueError):
     """Data or tokenizer can't be used; the message says where, what was found and what to do."""
 
 
@@ -200,7 +208,9 @@ def is_xnli(dataset: str) -> bool:
 
 
 def short_name(dataset: str) -> str:
-    """A dataset's name in files and tables: the last part of its path."""
+    """Return a dataset's name in files and tables: the last part of its path."""
+    if dataset in KNOWN_NAMES:
+        return dataset
     path = Path(dataset)
     return path.resolve().name if path.is_dir() else path.name
 
@@ -392,7 +402,7 @@ class _Source:
 def _find_source(
     request: DataRequest, cache_dir: Path, builtin: Mapping[str, BuiltinDataset]
 ) -> _Source:
-    if request.dataset in builtin:
+    if request.dataset in builtin and not is_in_data_dir(request.dataset, request.data_dir):
         return _builtin_source(request.dataset, builtin[request.dataset])
     name, config = _hub_name(request)
     folder = _local_folder(request)
@@ -431,6 +441,8 @@ def _local_folder(request: DataRequest) -> Path | None:
             raise DataError(f"--data_dir {base}: no such folder; give one that holds the dataset")
         inside = base / request.dataset
         return inside if inside.is_dir() else base
+    if request.dataset in KNOWN_NAMES:
+        return None
     folder = Path(request.dataset)
     if folder.is_dir():
         return folder
@@ -449,8 +461,8 @@ def _builtin_source(name: str, make: BuiltinDataset) -> _Source:
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
     def load() -> Mapping[str, object]:
-        datasets = _import_datasets()
-        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+        with quiet_datasets() as datasets:
+            return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
     return _Source(name, digest, load)
 
@@ -460,13 +472,13 @@ def _saved_source(folder: Path, request: DataRequest) -> _Source:
     files = [folder / "dataset_dict.json", *sorted(path for path in inside if path.is_file())]
 
     def load() -> Mapping[str, object]:
-        datasets = _import_datasets()
         with _said_as_data_error(str(folder)):
             splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
         loaded = {}
         for split in splits:
             # It stumbles over a split that was saved without rows.
-            with _said_as_data_error(f"{folder}: {_shown(str(split))}, empty or damaged"):
+            where = f"{folder}: {_shown(str(split))}, empty or damaged"
+            with quiet_datasets() as datasets, _said_as_data_error(where):
                 loaded[split] = datasets.load_from_disk(str(folder / split))
         return loaded
 
@@ -513,21 +525,20 @@ def _require_all_shards(paths: Sequence[Path]) -> None:
 
 
 def _load_file(split: str, paths: list[Path], request: DataRequest, cache_dir: Path) -> object:
-    datasets = _import_datasets()
     kind = paths[0].suffix.removeprefix(".")
     separator = SEPARATORS.get(kind, "")
     plain = _read_plainly(paths, split, separator, request)
-    options: dict[str, object] = {}
-    if kind in SEPARATORS:
-        names = _header(paths[0], separator)
-        options = {
-            "sep": separator,
-            "features": datasets.Features({name: datasets.Value("string") for name in names}),
-            "na_filter": False,
-            "encoding": "utf-8-sig",
-        }
+    names = _header(paths[0], separator) if separator else []
     builder = {"jsonl": "json", "tsv": "csv"}.get(kind, kind)
-    with _said_as_data_error(str(paths[0])):
+    with quiet_datasets() as datasets, _said_as_data_error(str(paths[0])):
+        options: dict[str, object] = {}
+        if separator:
+            options = {
+                "sep": separator,
+                "features": datasets.Features({name: datasets.Value("string") for name in names}),
+                "na_filter": False,
+                "encoding": "utf-8-sig",
+            }
         loaded = datasets.load_dataset(
             builder,
             data_files={split: [glob.escape(str(path)) for path in paths]},
@@ -713,11 +724,10 @@ def _repository_source(
     digest = _hash_files(files, folder)
 
     def load() -> Mapping[str, object]:
-        datasets = _import_datasets()
         # An absolute path: a relative one may be the name of a format, such as csv.
         where = {"path": str(folder.resolve()), "name": config}
         where["cache_dir"] = str(cache_dir / f"datasets-{digest[:16]}")
-        with _said_as_data_error(str(folder)):
+        with quiet_datasets() as datasets, _said_as_data_error(str(folder)):
             reader = datasets.load_dataset_builder(**where).config
         paths = {
             split: [Path(path) for path in reader.data_files[split]]
@@ -726,7 +736,7 @@ def _repository_source(
         }
         separator = getattr(reader, "sep", "")
         plain = {split: _read_plainly(paths[split], split, separator, request) for split in paths}
-        with _said_as_data_error(str(folder)):
+        with quiet_datasets() as datasets, _said_as_data_error(str(folder)):
             loaded = dict(datasets.load_dataset(**where))
         for split in paths:
             _compare_with_plain_reading(loaded[split], plain[split], paths[split], request)
@@ -737,10 +747,15 @@ def _repository_source(
 
 
 def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> _Source:
+    if Path(name).is_dir():
+        raise DataError(
+            f"--dataset {request.dataset}: is {name} on the Hub, which the folder {name} here "
+            f"hides; run from another folder, or read the copy by --data_dir {name}"
+        )
     online = _hub_reachable()
-    datasets = _import_datasets(offline=not online)
     try:
-        loaded = dict(datasets.load_dataset(name, config))
+        with quiet_datasets(offline=not online) as datasets:
+            loaded = dict(datasets.load_dataset(name, config))
     # The errors of the HTTP library below `datasets` have no base of their own.
     except Exception as error:
         reason = _reason(error)
@@ -773,16 +788,6 @@ def _hub_reachable(timeout_s: float = 3.0) -> bool:
             return True
     except (OSError, ValueError):
         return False
-
-
-def _import_datasets(offline: bool = True) -> object:
-    """The library, told before its import that there is no network (else it retries for long)."""
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    import datasets
-
-    datasets.disable_progress_bars()
-    return datasets
 
 
 class _said_as_data_error:

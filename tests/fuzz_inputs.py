@@ -32,6 +32,7 @@ import finetune_hindi_xnli as finetune
 import xnli_data
 from load_checkpoint_helper import CheckpointError, read_token_shard
 from xnli_data import DataError, DataRequest, encode_pairs, load_encoded, load_pair_encoding
+from xnli_gpt.data.library import quiet_datasets
 
 END = "<|endoftext|>"
 TEXTS = [
@@ -261,9 +262,9 @@ class Datasets(Kind):
     def __init__(self, folder: Path):
         self.folder, self.cache = folder / "data", folder / "cache"
         os.environ["HF_HOME"] = str(folder / "home")
-        self.datasets = xnli_data._import_datasets()
-        # What it logs of a file that it can't read says nothing wrong, and goes to stderr.
-        self.datasets.logging.set_verbosity(100)
+        with quiet_datasets() as datasets:
+            # What it logs of a file that it can't read says nothing wrong, and goes to stderr.
+            datasets.logging.set_verbosity(100)
 
     def run(self, generator: random.Random) -> str:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -296,8 +297,9 @@ class Datasets(Kind):
         rows = some_rows(generator, odd=0.3)
         table = {column: [str(row[i]) for row in rows] for i, column in enumerate(COLUMNS[:2])}
         table["label"] = [CLASSES.index(row[2]) for row in rows]
-        dataset = self.datasets.Dataset.from_dict(table)
-        self.datasets.DatasetDict({"train": dataset}).save_to_disk(str(folder))
+        with quiet_datasets() as datasets:
+            dataset = datasets.Dataset.from_dict(table)
+            datasets.DatasetDict({"train": dataset}).save_to_disk(str(folder))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         changed = generator.random() < 0.8
         if changed:

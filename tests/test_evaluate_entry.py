@@ -1,6 +1,7 @@
 """Evaluation as a user meets it: checkpoints and predictions, files, comparisons, errors."""
 
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -395,6 +396,20 @@ def test_a_training_runs_results_are_not_overwritten(assets, capsys):
     assert evaluate.main(words(assets, assets.out_dir, *argv)) == 2
     assert "holds a fine-tuning run" in capsys.readouterr().err
     assert (assets.out_dir / "results.json").read_bytes() == before
+
+
+def test_by_default_an_evaluation_stands_in_a_runs_default_folder(assets, tmp_path, monkeypatch):
+    """Beside what the run left, which stays as it was."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(assets.out_dir, "out")
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
+    argv = words(assets, Path("unused"), "--checkpoint", "out")
+    assert argv[:2] == ["--out_dir", "unused"]
+    assert evaluate.main(argv[2:]) == 0
+    assert list(results_of(Path("out/evaluation"))["datasets"]) == ["pairs"]
+    for name, content in before.items():
+        assert (Path("out") / name).read_bytes() == content
+    assert {path.name for path in Path("out").iterdir()} == {*before, "evaluation"}
 
 
 def test_an_evaluation_leaves_a_report(assets, tmp_path):

@@ -23,8 +23,8 @@ from pathlib import Path
 import yaml
 
 from xnli_gpt.choices import AUTO, DTYPES, EVALUATION_TOKENS
+from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, XNLIError
 
-EXIT_FAILED, EXIT_REFUSED = 1, 2
 # The key of a run's config.yaml that holds what is no flag.
 FOUND = "found"
 # Of whole numbers, where a flag has no bound of its own.
@@ -91,7 +91,7 @@ MACHINE_FLAGS = (
 )
 
 
-class UsageError(ValueError):
+class UsageError(XNLIError, ValueError):
     """What was asked can't be done; one problem a line."""
 
     def __init__(self, problems: Sequence[str]):
@@ -462,26 +462,17 @@ def _shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
-def exit_code_of(
-    work: Callable[[], None],
-    refused: tuple[type[Exception], ...],
-    failed: tuple[type[Exception], ...] = (),
-) -> int:
-    """Do `work`; returns 0, or prints what went wrong and returns the exit code of it.
-
-    `refused` are errors about what a user asked for, `failed` those of the work itself.
-    """
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do `work`; return 0, or print what went wrong and return the exit code of it."""
     try:
         work()
         return 0
     except UsageError as error:
-        code, problems = EXIT_REFUSED, error.problems
-    except refused as error:
-        code, problems = EXIT_REFUSED, [str(error)]
+        code, problems = error.exit_code, error.problems
+    except XNLIError as error:
+        code, problems = error.exit_code, [str(error)]
     except OSError as error:
         code, problems = EXIT_REFUSED, [f"{error.filename or 'disk'}: {error.strerror or error}"]
-    except failed as error:
-        code, problems = EXIT_FAILED, [str(error)]
     except _out_of_memory_errors() as error:
         reason = str(error).split(". ")[0]
         code = EXIT_FAILED

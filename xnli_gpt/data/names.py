@@ -46,6 +46,8 @@ def _names_by_spelling() -> dict[str, str]:
 
 
 _NAMES = _names_by_spelling()
+# Each means its dataset wherever a command is run; a folder of that name is meant by a slash.
+KNOWN_NAMES = frozenset(_NAMES.values())
 
 
 def nearest_dataset(name: str) -> str | None:
@@ -57,8 +59,7 @@ def nearest_dataset(name: str) -> str | None:
 def problem_of_dataset(name: str, data_dir: str | None = None) -> str | None:
     """What is wrong with a name that is surely misspelt, or None: what might be a dataset of the
     Hub is for the Hub to know."""
-    known = set(_NAMES.values())
-    if data_dir is not None or name in known or "/" in name or os.path.exists(name):
+    if data_dir is not None or name in KNOWN_NAMES or "/" in name or os.path.exists(name):
         return None
     language = re.fullmatch(r"xnli_([a-z]{2})", name)
     if language:
@@ -79,6 +80,31 @@ def problems_of_datasets(names: Sequence[str] | None, data_dir: str | None) -> l
     """What is surely wrong with the names of --dataset."""
     found = (problem_of_dataset(name, data_dir) for name in names or ())
     return [problem for problem in found if problem is not None]
+
+
+def is_in_data_dir(name: str, data_dir: str | None) -> bool:
+    """Return whether --data_dir holds a folder of the dataset's name."""
+    return data_dir is not None and os.path.isdir(os.path.join(data_dir, name))
+
+
+def notes_of_datasets(names: Sequence[str], data_dir: str | None) -> list[str]:
+    """Return what to say of known names where a folder may have been meant: where one here is
+    called the same, and where --data_dir has none of a built-in dataset's name."""
+    known = dict.fromkeys(name for name in names if name in KNOWN_NAMES)
+    if data_dir is not None:
+        return [
+            f"note: {name} is built in: --data_dir {data_dir} has no folder {name}"
+            for name in known
+            if name in BUILTIN_NAMES and not is_in_data_dir(name, data_dir)
+        ]
+    folders = [name for name in known if os.path.isdir(name)]
+    if not folders:
+        return []
+    paths = " ".join(f"./{name}" for name in folders)
+    return [
+        f"note: --dataset {' '.join(folders)}: taken by name; a folder here of the same name is "
+        f"meant by {paths}"
+    ]
 
 
 def _surely_meant(name: str) -> str | None:
