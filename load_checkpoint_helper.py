@@ -1,8 +1,9 @@
 """Loads the checkpoints of the pretraining scripts, and says what is in one.
 
 A format is a table (`FORMATS`): every tensor's name, its shape, and the names it gets in
-`model.py`. What the file is, is read from its keys, confirmed by its scalars, and compared with
-the script's source that it carries; where they disagree there is an error and never a guess.
+`model.py`, where it may be split, or stacked with others. What the file is, is read from all its
+keys, confirmed by its scalars, and compared with the script's source that it carries; where they
+disagree there is an error and never a guess.
 
 Nothing in a file is executed. The pickle is first read by an unpickler that builds nothing but
 inert records (`_InertUnpickler`), and only a file that passes is given to `torch.load`.
@@ -152,12 +153,14 @@ class TensorRule:
     """One line of a format's table; `{i}` in a name stands for a block, `{t}` for a table.
 
     Letters in `shape`: D model width, 4D, I = heads × head size, V embedding rows, R head rows.
-    `targets` maps our name to the part of the tensor it gets (None: all of it).
+    `targets` maps our name to the part of the tensor it gets (None: all of it). Where tensors of
+    several rules are stacked into one of ours, `place` is where in it this rule's part stands.
     """
 
     name: str
     shape: tuple[int | str, ...]
     targets: Mapping[str, int | slice | None]
+    place: int | slice | None = None
 
 
 def _same(name: str, *shape: int | str) -> TensorRule:
@@ -325,25 +328,73 @@ def converted_state(
     fmt: str, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:
     """A format's tensors under our names, as float32 copies on `device`."""
-    parts = _parts_by_target(fmt, state)
-    return {target: _empty_copy(part, device).copy_(part) for target, _, part in parts}
+    parts = list(_parts_by_target(fmt, state))
+    converted = _empty_targets(parts, device)
+    for target, _, part, place in parts:
+        _part_of(converted[target], place).copy_(part)
+    return converted
 
 
-def _parts_by_target(fmt: str, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """Our name, the name in the file, and what of its tensor is ours."""
+_Place = int | slice | None
+
+
+def _parts_by_target(
+    fmt: str, state: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Tensor, _Place]]:
+    """Our name, the name in the file, what of its tensor is ours, and where in ours it stands."""
+    for rule, name, numbers in _matches(fmt, state):
+        for target, part in rule.targets.items():
+            yield target.format(**numbers), name, _part_of(state[name], part), rule.place
+
+
+def _matches(fmt: str, names: Iterable[str]) -> Iterator[tuple[TensorRule, str, dict[str, str]]]:
+    """Every rule with every name that is one of its tensors', and the numbers in the name."""
+    names = list(names)
     for rule in FORMATS[fmt]:
         pattern = _name_pattern(rule.name)
-        for name, tensor in state.items():
-            match = pattern.fullmatch(name)
-            if not match:
-                continue
-            for target, part in rule.targets.items():
-                ours = tensor if part is None else tensor[part]
-                yield target.format(**match.groupdict()), name, ours
+        for name in names:
+            if match := pattern.fullmatch(name):
+                yield rule, name, match.groupdict()
 
 
-def _empty_copy(part: Tensor, device: str | torch.device) -> Tensor:
-    return torch.empty(part.shape, dtype=torch.float32, device=device)
+def _part_of(tensor: Tensor, part: _Place) -> Tensor:
+    return tensor if part is None else tensor[part]
+
+
+def _empty_targets(
+    parts: Iterable[tuple[str, str, Tensor, _Place]], device: str | torch.device
+) -> dict[str, Tensor]:
+    """Our tensors, still to be filled: each like its only part, or a stack of several."""
+    by_target: dict[str, list[tuple[Tensor, _Place]]] = defaultdict(list)
+    for target, _, part, place in parts:
+        by_target[target].append((part, place))
+    return {
+        target: torch.empty(_joined_shape(target, of_it), dtype=torch.float32, device=device)
+        for target, of_it in by_target.items()
+    }
+
+
+def _joined_shape(target: str, parts: Sequence[tuple[Tensor, _Place]]) -> tuple[int, ...]:
+    """The shape of one of our tensors. Raises ValueError for a table whose parts overlap, leave a
+    gap or don't fit: what is not filled would keep whatever was in memory."""
+    first, its_place = parts[0]
+    if len(parts) == 1 and its_place is None:
+        return tuple(first.shape)
+    rows = sorted(row for _, place in parts for row in _rows_of(place))
+    row_shape = first.shape if isinstance(its_place, int) else first.shape[1:]
+    whole = torch.empty(len(rows), *row_shape, device="meta")
+    fit = rows == list(range(len(rows))) and all(
+        _part_of(whole, place).shape == part.shape for part, place in parts
+    )
+    if not fit:
+        raise ValueError(f"{target}: its parts in the format's table do not make one tensor")
+    return tuple(whole.shape)
+
+
+def _rows_of(place: _Place) -> Sequence[int]:
+    if isinstance(place, int):
+        return [place]
+    return [] if place is None else range(place.start, place.stop)
 
 
 def check_flags_against_file(
@@ -768,17 +819,17 @@ def _read_weights(
     """Read and check every storage of the weights; convert them on the way if there is a device."""
     storages = {_without_prefix(k): t.storage for k, t in record.content["model"].items()}
     parts = [] if device is None else list(_parts_by_target(fmt, state))
-    converted = {target: _empty_copy(part, device) for target, _, part in parts}
+    converted = _empty_targets(parts, device)
     copies: dict[_StorageRecord, list[_Copy]] = defaultdict(list)
-    for target, name, part in parts:
+    for target, name, part, place in parts:
         if part.is_contiguous():
-            copy = _Copy(part.storage_offset(), converted[target].view(-1))
+            copy = _Copy(part.storage_offset(), _part_of(converted[target], place).view(-1))
             copies[storages[name]].append(copy)
     suspects = _read_storages(path, record, copies)
     _check_finite(path, {name: t for name, t in state.items() if storages[name] in suspects})
-    for target, _, part in parts:
+    for target, _, part, place in parts:
         if not part.is_contiguous():
-            converted[target].copy_(part)
+            _part_of(converted[target], place).copy_(part)
     return converted
 
 
@@ -977,11 +1028,27 @@ def _name_pattern(name: str) -> re.Pattern[str]:
 
 
 def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
+    """The format of a file: all its keys decide, and where several formats know them all, facts.
+
+    A file with keys that no format knows gets the nearest one, whose table then names them.
+    """
     if any(name.startswith("pretrained_model.") for name in state):
         raise CheckpointError(
             f"{path}: a fine-tuned checkpoint, expected a pretrained one; "
             "give the pretraining script's file"
         )
+    known = {fmt: {name for _, name, _ in _matches(fmt, state)} for fmt in FORMATS}
+    covering = [fmt for fmt, names in known.items() if len(names) == len(state)]
+    if not covering:
+        return _nearest_format(path, state, known)
+    return covering[0] if len(covering) == 1 else _format_by_facts(path, state, covering)
+
+
+def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str, set[str]]) -> str:
+    """The one format that knows whatever any other knows of a file that has other keys as well.
+
+    Raises CheckpointError where there is none, with the family that the other keys tell.
+    """
     for pattern, family in OTHER_FAMILIES:
         hints = [name for name in state if re.search(pattern, name)]
         if hints:
@@ -989,20 +1056,55 @@ def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
                 f"{path}: has {_shown(hints[0])}, as {family}: that family is not supported yet; "
                 f"supported are {', '.join(FORMATS)}"
             )
-    names = {fmt: {rule.name for rule in rules} for fmt, rules in FORMATS.items()}
-    found = []
-    for fmt, own in names.items():
-        elsewhere = set().union(*(other for key, other in names.items() if key != fmt))
-        patterns = [_name_pattern(name) for name in own - elsewhere]
-        if any(pattern.fullmatch(name) for name in state for pattern in patterns):
-            found.append(fmt)
-    if len(found) != 1:
-        known = "of both " + " and ".join(found) if found else f"of none of {', '.join(FORMATS)}"
+    most = [
+        fmt
+        for fmt, names in known.items()
+        if names and not any(names < others for others in known.values())
+    ]
+    if len(most) == 1:
+        return most[0]
+    if all(known[fmt] == known[most[0]] for fmt in most):
+        unknown = [name for name in state if not most or name not in known[most[0]]]
+        told = f"of none of {', '.join(FORMATS)}: {_listed(unknown)}"
+    else:
+        told = f"of both {' and '.join(most)}: {_listed(state)}"
+    raise CheckpointError(
+        f"{path}: its keys are {told}; give a checkpoint of the pretraining script"
+    )
+
+
+def _format_by_facts(path: Path, state: Mapping[str, Tensor], formats: Sequence[str]) -> str:
+    """The only one of several formats, all of which know every key, that the file is also by what
+    it lacks, its shapes and its scalars; where scalars speak against none, the only one they
+    confirm. Raises CheckpointError where that leaves none or several."""
+    verdicts, objections = {}, []
+    for fmt in formats:
+        try:
+            verdicts[fmt] = _verdict_without_heads(path, state, fmt)
+        except CheckpointError as error:
+            objections.append(str(error).removeprefix(f"{path}: "))
+    confirmed = [fmt for fmt, verdict in verdicts.items() if verdict == "confirmed"]
+    for fitting in (list(verdicts), confirmed):
+        if len(fitting) == 1:
+            return fitting[0]
+    if verdicts:
         raise CheckpointError(
-            f"{path}: its keys are {known}: {_listed(state)}; "
-            "give a checkpoint of the pretraining script"
+            f"{path}: its keys, shapes and scalars are those of {' and '.join(verdicts)} alike: "
+            "nothing in it tells which; give a checkpoint of later in the training"
         )
-    return found[0]
+    raise CheckpointError(
+        f"{path}: its keys are those of {' and '.join(formats)}, and it is none of them: "
+        f"{'; '.join(objections)}"
+    )
+
+
+def _verdict_without_heads(path: Path, state: Mapping[str, Tensor], fmt: str) -> str:
+    """What keys, shapes and scalars say of a format: `_check_scalars`' verdict, or its error."""
+    sizes = _check_tensors(path, fmt, state)
+    _check_finite(path, {"scalars": state["scalars"]})
+    # No scalar depends on the number of heads, which may not be known.
+    config = _config(path, fmt, sizes, 1, DEFAULT_MAX_SEQ_LEN)
+    return _check_scalars(path, fmt, config, state["scalars"])["verdict"]
 
 
 def _check_tensors(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str, int | None]:
@@ -1064,7 +1166,7 @@ def _layer_without_attention(num_layers: int, state: Iterable[str]) -> int | Non
 
 
 def _read_sizes(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str, int]:
-    head = state["lm_head.weight" if fmt == "small" else "lm_head_w"]
+    head = state[next(rule.name for rule in FORMATS[fmt] if "lm_head.weight" in rule.targets)]
     embed, scalars = state["embed.weight"], state["scalars"]
     if embed.dim() != 2 or head.dim() != 2 or scalars.dim() != 1:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
@@ -111,7 +111,11 @@ def next_multiple(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that shapes the network; plain values, so that it can be saved beside weights."""
+    """Everything that shapes the network; plain values, so that it can be saved beside weights.
+
+    A new field needs a default that says what every network was before it: configs that were saved
+    without it are read with that.
+    """
 
     family: str
     vocab_size: int  # rows of the embedding tables
@@ -188,10 +192,18 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> GPTConfig:
-        """The config that `to_dict` wrote; ValueError where its keys are not those of a config."""
-        expected = {field.name for field in fields(cls)}
-        if set(values) != expected:
-            differing = sorted(set(values) ^ expected)
+        """The config that `to_dict` wrote, with defaults for fields that it did not have yet.
+
+        Raises ValueError for a key that is no field's, and without a field that has no default.
+        """
+        known = {field.name for field in fields(cls)}
+        needed = {
+            field.name
+            for field in fields(cls)
+            if field.default is MISSING and field.default_factory is MISSING
+        }
+        differing = sorted((set(values) - known) | (needed - set(values)))
+        if differing:
             raise ValueError(
                 f"not the config of a GPT of ours: keys missing or unknown {differing}"
             )

@@ -106,8 +106,8 @@ def output_projection_transposed(monkeypatch):
     parts = loader._parts_by_target
 
     def turned(*args):
-        for target, name, part in parts(*args):
-            yield target, name, part.T if "attn.c_proj" in target else part
+        for target, name, part, place in parts(*args):
+            yield target, name, part.T if "attn.c_proj" in target else part, place
 
     monkeypatch.setattr(loader, "_parts_by_target", turned)
 

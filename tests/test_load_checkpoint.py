@@ -1,6 +1,7 @@
 """Loading and inspecting checkpoint files: right, or refused with a reason; nothing executed."""
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -1105,6 +1106,217 @@ def test_another_family_is_named(tmp_path, capsys, family, prefix):
     state = {prefix + name: t for name, t in (tiny_state("medium") | {key: torch.ones(2)}).items()}
     match = f"has {re.escape(key)}, as {re.escape(family)}: .*not supported"
     assert_refused(tiny_file(tmp_path, "medium", state), match, capsys)
+
+
+MEDIUM = loader.FORMATS["medium"]
+# Formats with medium's names: what their tables have instead of, or besides, its rules.
+GATED = loader.TensorRule("blocks.{i}.mlp.gate", ("D",), {})
+TURNED = loader.TensorRule("blocks.{i}.mlp.fc_w", ("D", "4D"), {"blocks.{i}.mlp.c_fc.weight": None})
+LIKE_MEDIUM = {
+    "gated": (*MEDIUM, GATED),
+    "turned": tuple(TURNED if rule.name == TURNED.name else rule for rule in MEDIUM),
+}
+
+
+def register(monkeypatch, name: str, rules: tuple, like: str, **facts: object) -> None:
+    """A format and its family, for one test."""
+    monkeypatch.setitem(loader.FORMATS, name, rules)
+    family = dataclasses.replace(loader.FAMILIES[like], **facts)
+    monkeypatch.setitem(loader.FAMILIES, name, family)
+
+
+@pytest.fixture
+def relatives(monkeypatch):
+    for name, rules in LIKE_MEDIUM.items():
+        register(monkeypatch, name, rules, "medium")
+
+
+def state_of_relative(name: str) -> dict[str, Tensor]:
+    state = tiny_state("medium")
+    if name == "gated":
+        dim = TINY["medium"]["dim"]
+        gates = {f"blocks.{i}.mlp.gate": torch.ones(dim) for i in range(TINY["medium"]["layers"])}
+        return state | gates
+    return {k: t.T.contiguous() if k.endswith("mlp.fc_w") else t for k, t in state.items()}
+
+
+@BOTH
+def test_a_format_is_told_from_others_with_its_names(tmp_path, relatives, fmt):
+    trunk, info, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt))
+    assert info["checkpoint_format"] == fmt
+    assert_holds(trunk, fmt, tiny_state(fmt))
+
+
+@pytest.mark.parametrize("name", LIKE_MEDIUM)
+def test_a_format_with_the_names_of_another_is_told(tmp_path, relatives, name):
+    path = tiny_file(tmp_path, "medium", state_of_relative(name))
+    assert inspect_checkpoint(path)[0]["checkpoint_format"] == name
+
+
+@pytest.mark.parametrize("change, match", STATE_ERRORS.values(), ids=STATE_ERRORS)
+def test_beside_formats_with_its_names_a_file_is_refused_as_before(
+    tmp_path, capsys, relatives, change, match
+):
+    path = tiny_file(tmp_path, "medium", change("medium", tiny_state("medium")), code="")
+    if match.startswith("unknown "):
+        # Of a file that could be of several formats there is no number of blocks to tell.
+        name = match.removeprefix("unknown ").removesuffix("; every key")
+        match = f"{match}|of none of small, medium, gated, turned: {name}"
+    assert_refused(path, match, capsys, num_heads=2)
+
+
+def test_scalars_tell_formats_with_the_same_keys_and_shapes(tmp_path, monkeypatch):
+    skips = {
+        "other weights": lambda layers: [(9, 6, 1), (10, 4, 3)],
+        "more weights": lambda layers: [(9, 6, 6), (10, 4, 4), (11, 2, 2), (8, 5, 5)],
+    }
+    for name, of_layers in skips.items():
+        register(monkeypatch, name, MEDIUM, "medium", skips=of_layers)
+    state = tiny_state("medium")
+    base = loader.initial_scalars(TINY["medium"]["layers"])
+    for name, read in {"medium": (2, 4, 6), "other weights": (1, 3)}.items():
+        scalars = base.clone()
+        scalars[list(read)] = 0.7
+        path = tiny_file(tmp_path, "medium", state | {"scalars": scalars})
+        assert inspect_checkpoint(path)[0]["checkpoint_format"] == name
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_no_fact_tells_apart_is_not_guessed(tmp_path, capsys, monkeypatch, trained):
+    facts = {} if trained else {"skips": lambda layers: [(9, 6, 1)]}
+    register(monkeypatch, "twin", MEDIUM, "medium", **facts)
+    state = tiny_state("medium")
+    if not trained:
+        state["scalars"] = loader.initial_scalars(TINY["medium"]["layers"])
+    assert_refused(tiny_file(tmp_path, "medium", state), "of medium and twin alike", capsys)
+    assert inspect_checkpoint(tiny_file(tmp_path, "small"))[0]["checkpoint_format"] == "small"
+
+
+def test_what_is_wrong_with_a_file_of_two_formats_is_said_of_both(tmp_path, capsys, relatives):
+    state = without(tiny_state("medium"), r"blocks\.2\.mlp\.fc_w")
+    match = r"of format medium .*missing blocks\.2\.mlp.*of format turned .*missing blocks\.2\.mlp"
+    assert_refused(tiny_file(tmp_path, "medium", state), match, capsys)
+
+
+def test_a_format_that_is_known_is_not_refused_by_a_name_of_unknown_ones(tmp_path, monkeypatch):
+    gate = loader.TensorRule("blocks.{i}.attn.attn_gate", ("D",), {})
+    register(monkeypatch, "with gates", (*MEDIUM, gate), "medium")
+    state = tiny_state("medium")
+    dim = TINY["medium"]["dim"]
+    state |= {n.replace("qkvo_w", "attn_gate"): torch.ones(dim) for n in state if "qkvo_w" in n}
+    info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium", state))
+    assert info["checkpoint_format"] == "with gates"
+
+
+# What becomes of the tensors that stand together in a file: several names, and which part of it.
+APART = {
+    "small": ("attn.qkv_w", {"c_q": 0, "c_k": 1, "c_v": 2}),
+    "medium": ("attn.qkvo_w", {"c_q": 0, "c_kv": slice(1, 3), "c_o": 3}),
+}
+
+
+def rules_apart(fmt: str, parts: dict[str, int | slice]) -> tuple:
+    joined = APART[fmt][0]
+    others = [rule for rule in loader.FORMATS[fmt] if joined not in rule.name]
+    ours = "blocks.{i}.attn.qkv_w"
+    rules = [
+        loader.TensorRule(
+            f"blocks.{{i}}.attn.{name}.weight",
+            (2, "I", "D") if name == "c_kv" else ("I", "D"),
+            {"blocks.{i}.attn.c_proj.weight" if part == 3 else ours: None},
+            place=None if part == 3 else part,
+        )
+        for name, part in parts.items()
+    ]
+    # In no order of their own: not the table's decides, nor the file's.
+    return (*others, *reversed(rules))
+
+
+def state_apart(fmt: str) -> dict[str, Tensor]:
+    joined, parts = APART[fmt]
+    state = {}
+    for name, tensor in tiny_state(fmt).items():
+        if not name.endswith(joined):
+            state[name] = tensor
+            continue
+        for part_name, part in parts.items():
+            new_name = name.replace(joined, f"attn.{part_name}.weight")
+            state[new_name] = tensor[part].clone()
+    return state
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    for fmt, (_, parts) in APART.items():
+        register(monkeypatch, f"{fmt} apart", rules_apart(fmt, parts), fmt)
+
+
+@BOTH
+@pytest.mark.parametrize("piece_bytes", [1000, 1 << 20])
+@pytest.mark.parametrize("store", [dict, one_buffer, in_a_larger_buffer, column_major])
+def test_tensors_apart_load_as_those_that_stand_together(
+    tmp_path, monkeypatch, apart, fmt, store, piece_bytes
+):
+    monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+    # In the dtypes of the parts, whatever the place in memory.
+    together = store(tiny_state(fmt))
+    expected, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, together))
+    trunk, info, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, store(state_apart(fmt))))
+    assert info["checkpoint_format"] == f"{fmt} apart"
+    ids = torch.arange(40)[None] * 7 % 100
+    with torch.no_grad():
+        assert torch.equal(trunk.forward_features(ids), expected.forward_features(ids))
+    assert_holds(trunk, fmt, tiny_state(fmt))
+    assert_holds(trunk, f"{fmt} apart", state_apart(fmt))
+
+
+@BOTH
+def test_damage_in_any_tensor_that_stands_apart_is_found(tmp_path, apart, fmt):
+    path = tiny_file(tmp_path, fmt, state_apart(fmt))
+    whole, spans = path.read_bytes(), storage_spans(path)
+    assert len(spans) == len(state_apart(fmt))
+    for span in spans.values():
+        damaged = bytearray(whole)
+        damaged[span.start] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="bytes of .* are damaged"):
+            inspect_checkpoint(path)
+
+
+@BOTH
+def test_every_tensor_that_stands_apart_must_be_there_and_right(tmp_path, capsys, apart, fmt):
+    state = state_apart(fmt)
+    for part in APART[fmt][1]:
+        name = f"blocks.2.attn.{part}.weight"
+        changes = {
+            f"missing {name}": without(state, re.escape(name)),
+            f"{name} is .* expected": state | {name: state[name][..., :-1].clone()},
+            f"NaN or infinity in {name}": with_value(state, name, torch.nan),
+        }
+        for match, changed in changes.items():
+            assert_refused(tiny_file(tmp_path, fmt, changed), match, capsys)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"c_q": 0, "c_k": 2},
+        {"c_q": 0, "c_k": 1, "c_v": 1},
+        {"c_q": 0, "c_kv": slice(0, 2)},
+        {"c_q": 0, "c_kv": slice(1, 4)},
+        {"c_q": slice(0, 1), "c_k": 1},
+        {"c_q": 0, "c_k": None},
+    ],
+    ids=["a gap", "one place twice", "overlap", "too long", "a row", "no place"],
+)
+def test_a_table_whose_parts_make_no_whole_fills_nothing(monkeypatch, parts):
+    monkeypatch.setitem(loader.FORMATS, "wrong", rules_apart("small", parts))
+    state = {
+        f"blocks.0.attn.{name}.weight": torch.ones((2, 128, 128) if name == "c_kv" else (128, 128))
+        for name in parts
+    }
+    with pytest.raises(ValueError, match="qkv_w: its parts .* do not make one tensor"):
+        converted_state("wrong", state)
 
 
 def test_a_fine_tuned_checkpoint_of_ours_is_named(tmp_path, capsys):
