@@ -949,7 +949,7 @@ def test_flags_override_the_recipe(tmp_path):
         ("", "expected a mapping of flags to values"),
         ("a: [1", "can't be read"),
         (b"a: \xff", "can't be read"),
-        ("lr: 1", "unknown key lr; keys are the flags"),
+        ("lr: 1", "unknown key lr: did you mean learning_rate?"),
         ("config: other.yaml", "unknown key config"),
         ("3: 4", "unknown key 3"),
     ],
