@@ -174,7 +174,6 @@ from inference import (
     split_logits,
     words_about_precision,
 )
-from training import RunError, own_folder, save_atomically, save_json
 from xnli_data import (
     DataError,
     DataRequest,
@@ -187,8 +186,10 @@ from xnli_data import (
     short_name,
 )
 from xnli_gpt.devices import Precision
+from xnli_gpt.errors import RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.sides import names_of_sides
+from xnli_gpt.files import own_folder, save_atomically, save_json
 from xnli_gpt.own_data import OwnData, own_data_of
 from xnli_gpt.provenance import code_commit
 

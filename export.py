@@ -29,11 +29,11 @@ from inference import (
     read_fine_tuned,
 )
 from model import GPTConfig
-from training import save_atomically, save_json
 from xnli_data import TEMPLATES, PairEncoding
 from xnli_gpt.errors import XNLIError
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
+from xnli_gpt.files import save_atomically, save_json
 
 MODULE = Path(__file__).parent / "exported_model" / "modeling_xnli_gpt.py"
 MODEL_TYPE = "xnli_gpt"

@@ -237,35 +237,6 @@ from model import (
     PackedRow,
     compile_trunk,
 )
-from training import (
-    ALONE,
-    Examples,
-    Progress,
-    Ranks,
-    Recipe,
-    RunError,
-    Saves,
-    Stopped,
-    StopSignals,
-    balanced_class_weights,
-    captured,
-    compile_ahead,
-    configure_optimizers,
-    find_max_tokens,
-    fine_tune,
-    joined_ranks,
-    learning_rate_factor,
-    own_folder,
-    read_save,
-    read_whole,
-    restore,
-    save_atomically,
-    save_checkpoint,
-    save_json,
-    steps_per_epoch,
-    take_back_last_evaluation,
-    warmup_steps_of,
-)
 from xnli_data import (
     DataError,
     DataRequest,
@@ -284,9 +255,25 @@ from xnli_data import (
     short_name,
 )
 from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
+from xnli_gpt.errors import RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.files import own_folder, read_whole, save_atomically, save_checkpoint, save_json
 from xnli_gpt.provenance import code_commit
+from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks
+from xnli_gpt.training.memory import compile_ahead, find_max_tokens
+from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.order import Examples, balanced_class_weights
+from xnli_gpt.training.recipe import (
+    Progress,
+    Recipe,
+    learning_rate_factor,
+    steps_per_epoch,
+    warmup_steps_of,
+)
 from xnli_gpt.training.records import StepLog
+from xnli_gpt.training.resume import Saves, captured, read_save, restore
+from xnli_gpt.training.signals import Stopped, StopSignals
+from xnli_gpt.training.trainer import fine_tune, take_back_last_evaluation
 
 BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 DEFAULTS = {flag.name: flag.default for group in FLAGS.values() for flag in group}
@@ -1272,6 +1259,7 @@ def train(
         on_evaluation=records.add_line if records else nothing,
         on_best=records.save_best if records else nothing,
         save=write_save,
+        in_words=figures_in_words,
         progress=progress,
         save_interval=args.save_interval,
         stop=stop,

@@ -21,16 +21,6 @@ from torch import Tensor
 from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
-from training import (
-    ALONE,
-    SAVE_KIND,
-    Ranks,
-    RunError,
-    StopSignals,
-    autocast,
-    cut_by_tokens,
-    read_whole,
-)
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
 from xnli_gpt.devices import (
@@ -40,7 +30,14 @@ from xnli_gpt.devices import (
     why_emulated,
     why_without_code,
 )
+from xnli_gpt.errors import RunError
+from xnli_gpt.files import read_whole
 from xnli_gpt.flags import UsageError
+from xnli_gpt.training.distributed import ALONE, Ranks
+from xnli_gpt.training.order import cut_by_tokens
+from xnli_gpt.training.resume import SAVE_KIND
+from xnli_gpt.training.signals import StopSignals
+from xnli_gpt.training.step import autocast
 
 # Of the file that holds a run's best model.
 FINE_TUNED_ENDING = "-ckpt.pt"

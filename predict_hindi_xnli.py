@@ -90,8 +90,8 @@ from tqdm import tqdm
 
 from export import export_checkpoint
 from inference import Prediction, XNLIClassifier, device_of, emulation_warning
-from training import save_atomically
 from xnli_data import SEPARATORS, DataError
+from xnli_gpt.files import save_atomically
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ import bench_start  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import training  # noqa: E402
 from inference import packed_rows  # noqa: E402
 from model import (  # noqa: E402
     GPTBatched,
@@ -43,6 +42,17 @@ from model import (  # noqa: E402
 )
 from xnli_data import EncodedSplit, pack  # noqa: E402
 from xnli_gpt.processors import set_up_libraries  # noqa: E402
+from xnli_gpt.training.memory import find_max_tokens  # noqa: E402
+from xnli_gpt.training.optimizer import configure_optimizers  # noqa: E402
+from xnli_gpt.training.order import Examples  # noqa: E402
+from xnli_gpt.training.recipe import Recipe  # noqa: E402
+from xnli_gpt.training.step import (  # noqa: E402
+    StepBatches,
+    apply_gradient,
+    loss_of,
+    prepare_step,
+    train_step,
+)
 
 SIZES = {
     "tiny": ("small", 12, 256, 2, 8192),
@@ -93,19 +103,17 @@ class Ours(Contestant):
     def __init__(self, contest: Contest):
         super().__init__(contest)
         self.model = new_model(contest.size).to(self.device).train()
-        self.optimizer = training.configure_optimizers(
+        self.optimizer = configure_optimizers(
             self.device.type, self.model, embedding_update=contest.embedding_update
         )
         dtype = DTYPES[contest.dtype]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
-        self.recipe = training.Recipe(contest.pairs, 1, 1, dtype=dtype)
+        self.recipe = Recipe(contest.pairs, 1, 1, dtype=dtype)
         self.stream = Pairs(contest, seed=1)
         if contest.compiled:
             compile_trunk(self.model.pretrained_model)
         indices = np.arange(min(contest.pairs, 256))
-        self.max_tokens = training.find_max_tokens(
-            self.model, self.recipe, self.stream.examples(indices)
-        )
+        self.max_tokens = find_max_tokens(self.model, self.recipe, self.stream.examples(indices))
         self.sample(3)
         warm_up(self.sample)
 
@@ -115,7 +123,7 @@ class Ours(Contestant):
         for _ in range(num_steps):
             batches, step_tokens = self._next_step()
             tokens += step_tokens
-            training.train_step(self.model, self.optimizer, self.scaler, self.recipe, batches)
+            train_step(self.model, self.optimizer, self.scaler, self.recipe, batches)
         synchronize(self.device)
         return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
@@ -129,9 +137,9 @@ class Ours(Contestant):
         shares = [self._padding_of_step() for _ in range(50)]
         return {"padding_share": float(np.mean(shares)), "padding_share_max": max(shares)}
 
-    def _next_step(self) -> tuple[training.StepBatches, int]:
+    def _next_step(self) -> tuple[StepBatches, int]:
         indices = self.stream.next_indices()
-        batches = training.prepare_step(
+        batches = prepare_step(
             self.recipe,
             self.stream.step,
             indices,
@@ -148,12 +156,12 @@ class Ours(Contestant):
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for batch in batches.micro_batches:
-            loss = training.loss_of(batch, batches.total_weight, self.model, self.recipe)
+            loss = loss_of(batch, batches.total_weight, self.model, self.recipe)
             clock.lap("forward")
             self.scaler.scale(loss).backward()
             total += loss.detach()
             clock.lap("backward")
-        training.apply_gradient(self.optimizer, self.scaler, self.recipe, total)
+        apply_gradient(self.optimizer, self.scaler, self.recipe, total)
         clock.lap("clip and update")
         return clock.laps
 
@@ -208,8 +216,8 @@ class Pairs:
         first = (self.step - 1) * self.pairs % len(self.lengths)
         return np.arange(first, first + self.pairs)
 
-    def examples(self, indices: np.ndarray | slice = slice(None)) -> training.Examples:
-        return training.Examples(self.lengths[indices], self.split.labels[indices], self.batch)
+    def examples(self, indices: np.ndarray | slice = slice(None)) -> Examples:
+        return Examples(self.lengths[indices], self.split.labels[indices], self.batch)
 
     def batch(self, indices: np.ndarray) -> tuple[PackedRow, torch.Tensor]:
         return packed_rows(self.split, indices)

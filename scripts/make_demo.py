@@ -28,7 +28,8 @@ from torch import Tensor, nn
 import demo_grammar
 from load_checkpoint_helper import SHARD_HEADER_INTS, SHARD_MAGIC, lm_check
 from model import GPTBatched, GPTConfig, next_multiple
-from training import LineTimes, learning_rate_factor
+from xnli_gpt.training.progress_line import LineTimes
+from xnli_gpt.training.recipe import learning_rate_factor
 
 END_OF_TEXT = "<ENDOFTEXT>"
 # Letters keep their vowel signs: the default byte-level pattern would cut words at them.

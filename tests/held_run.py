@@ -16,14 +16,14 @@ from pathlib import Path
 # As where Python is given the script itself.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import training  # noqa: E402
+from xnli_gpt.training import trainer  # noqa: E402
 
 SIGNALLED, on_signal = os.pipe()
 
 
 def hold_after(step: int) -> None:
     """Let training wait, when `step` is done, until this process has had a signal."""
-    count = training._count_step
+    count = trainer._count_step
 
     def count_and_hold(progress, *others):
         count(progress, *others)
@@ -31,7 +31,7 @@ def hold_after(step: int) -> None:
             print(f"step {step} is done; waiting for a signal", flush=True)
             select.select([SIGNALLED], [], [])
 
-    training._count_step = count_and_hold
+    trainer._count_step = count_and_hold
 
 
 def main() -> None:

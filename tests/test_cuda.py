@@ -18,20 +18,17 @@ from checkpoints import (
 )
 
 import finetune_hindi_xnli
-import training
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTFlexAttention, PackedRow, compile_trunk
-from training import (
-    Examples,
-    Progress,
-    Recipe,
-    autocast,
-    configure_optimizers,
-    find_max_tokens,
-    fine_tune,
-    prepare_step,
-    train_step,
-)
+from xnli_gpt.errors import TrainingError
+from xnli_gpt.evaluation.metrics import figures_in_words
+from xnli_gpt.training import memory
+from xnli_gpt.training.memory import find_max_tokens
+from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.order import Examples
+from xnli_gpt.training.recipe import Progress, Recipe
+from xnli_gpt.training.step import autocast, pinned, prepare_step, train_step
+from xnli_gpt.training.trainer import fine_tune
 
 pytestmark = [
     pytest.mark.gpu,
@@ -340,6 +337,7 @@ def tuned(model, data, max_tokens, **changes):
         on_evaluation=lambda progress, line: None,
         on_best=lambda progress, metrics: None,
         save=lambda progress: None,
+        in_words=figures_in_words,
         progress=Progress(max_tokens_per_batch=max_tokens),
     )
     return progress, torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
@@ -426,8 +424,8 @@ def test_out_of_memory_halves_the_budget_and_changes_no_result(model, monkeypatc
 def test_one_example_that_does_not_fit_is_an_error_of_one_line(model, monkeypatch):
     data = Data(2)
     full = torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(training, "train_step", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(training.TrainingError, match="one example a micro-batch"):
+    monkeypatch.setattr(memory, "train_step", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(TrainingError, match="one example a micro-batch"):
         tuned(model, data, 1 << 20)
 
 
@@ -452,7 +450,7 @@ def test_a_step_does_not_make_the_host_wait(model, backend, class_weights):
     width = model.dropout_width
     indices = np.arange(len(data.lengths))
     batches = prepare_step(recipe, 0, indices, data.examples, 800, width)
-    batches = training._pinned(batches)
+    batches = pinned(batches)
     assert len(batches.micro_batches) > 1
     # Compiling, first moments and constants are made once and may wait.
     for _ in range(2):

@@ -30,7 +30,7 @@ from model import (
     dense_mask,
     row_multiple,
 )
-from training import cut_by_tokens
+from xnli_gpt.training.order import cut_by_tokens
 
 VOCAB, NUM_CLASSES = 50, 3
 # In 8 layers the last block, the one that is computed at last tokens alone, has no attention.

@@ -21,8 +21,8 @@ import inference
 import predict_hindi_xnli as predict
 from evaluation import EvaluationError
 from inference import Prediction, XNLIClassifier
-from training import RunError
 from xnli_data import DataError
+from xnli_gpt.errors import RunError
 from xnli_gpt.flags import UsageError
 
 SCRIPT = Path(predict.__file__)

@@ -17,7 +17,9 @@ import torch
 from limits import HANG_S
 
 import finetune_hindi_xnli as finetune
-import training
+from xnli_gpt.errors import RunError
+from xnli_gpt.training import distributed
+from xnli_gpt.training.distributed import Ranks
 
 RECIPE = ("--learning_rate", 1e-4, "--max_steps", 12, "--eval_interval", 5, "--num_epochs", 1)
 ALL_TOGETHER = ("--class_weights", "balanced", "--dropout", 0.3, "--label_smoothing", 0.1)
@@ -232,7 +234,7 @@ def test_an_incomplete_environment_is_one_line(
 
 def test_every_example_of_a_step_is_one_ranks(assets):
     lengths = np.random.default_rng(0).integers(3, 90, 64)
-    shares = [training.Ranks(rank, 4).share_of(lengths) for rank in range(4)]
+    shares = [Ranks(rank, 4).share_of(lengths) for rank in range(4)]
     assert sorted(np.concatenate(shares).tolist()) == list(range(64))
     tokens = [int(lengths[share].sum()) for share in shares]
     assert max(tokens) - min(tokens) <= lengths.max()
@@ -252,10 +254,10 @@ def test_a_rank_takes_its_own_gpu_or_the_only_one_it_is_shown(
     gpus, local_rank, expected, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert training._gpu_of(training.Ranks(local_rank, 4, local_rank)) == expected
+    assert distributed._gpu_of(Ranks(local_rank, 4, local_rank)) == expected
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(training.RunError, match="LOCAL_RANK 2: only 2 GPUs here"):
-        training._gpu_of(training.Ranks(2, 4, 2))
+    with pytest.raises(RunError, match="LOCAL_RANK 2: only 2 GPUs here"):
+        distributed._gpu_of(Ranks(2, 4, 2))

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -22,9 +23,17 @@ from limits import HANG_S
 
 import finetune_hindi_xnli as finetune
 import inference
-import training
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTClassification, PackedRow, compile_trunk
+from xnli_gpt.errors import RunError
+from xnli_gpt.training import resume, trainer
+from xnli_gpt.training.memory import compile_ahead
+from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.order import Examples
+from xnli_gpt.training.recipe import Progress, Recipe
+from xnli_gpt.training.resume import Saves, captured, restore
+from xnli_gpt.training.signals import STOP_SIGNALS
+from xnli_gpt.training.step import prepare_step, train_step
 
 PROJECT = Path(finetune.__file__).parent
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
@@ -67,7 +76,7 @@ def run(assets, out_dir: Path, *changes: object) -> int:
 @pytest.fixture
 def signal_at(monkeypatch):
     """Sends this process a signal when a step is done."""
-    counted = training._count_step
+    counted = trainer._count_step
 
     def arrange(step: int, *numbers: signal.Signals) -> None:
         def count(progress, *others):
@@ -76,7 +85,7 @@ def signal_at(monkeypatch):
                 for number in numbers or (signal.SIGTERM,):
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(training, "_count_step", count)
+        monkeypatch.setattr(trainer, "_count_step", count)
 
     yield arrange
 
@@ -150,17 +159,17 @@ def test_a_save_holds_the_random_states_and_resuming_sets_them(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    saves = training.Saves(tmp_path, "x")
+    saves = Saves(tmp_path, "x")
     torch.rand(5)
-    saves.write(training.captured(model, optimizer, scaler, training.Progress(step=3)))
+    saves.write(captured(model, optimizer, scaler, Progress(step=3)))
 
     def draws() -> list:
-        return [training.random.random(), training.np.random.rand(), torch.rand(1).item()]
+        return [random.random(), np.random.rand(), torch.rand(1).item()]
 
     expected = draws()
     assert draws() != expected
     _, content = saves.newest()
-    assert training.restore(content, model, optimizer, scaler).step == 3
+    assert restore(content, model, optimizer, scaler).step == 3
     assert draws() == expected
 
 
@@ -509,7 +518,7 @@ def test_why_a_run_is_not_made_longer(assets, tmp_path, capsys):
 # Signals
 
 
-@pytest.mark.parametrize("number", training.STOP_SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_and_leaves_with_its_own_code(number, assets, tmp_path, signal_at, capsys):
     signal_at(5, number)
     assert run(assets, tmp_path) == 75
@@ -519,7 +528,7 @@ def test_a_signal_saves_and_leaves_with_its_own_code(number, assets, tmp_path, s
 
 
 def test_signals_during_a_save_do_not_break_it(assets, tmp_path, monkeypatch, whole):
-    written = training._written_beside
+    written = resume.written_beside
 
     def interrupted(path, write):
         if path.name != "pairs-last.pt":
@@ -529,7 +538,7 @@ def test_signals_during_a_save_do_not_break_it(assets, tmp_path, monkeypatch, wh
         os.kill(os.getpid(), signal.SIGINT)
         return partial
 
-    monkeypatch.setattr(training, "_written_beside", interrupted)
+    monkeypatch.setattr(resume, "written_beside", interrupted)
     assert run(assets, tmp_path) == 75
     monkeypatch.undo()
     # Noted during the save at step 3; the next boundary is a step later.
@@ -588,9 +597,9 @@ def test_a_stop_that_a_library_turns_into_another_error_is_a_stop(assets, tmp_pa
 
 
 def test_handlers_are_put_back(assets, tmp_path):
-    before = [signal.getsignal(number) for number in training.STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     assert run(assets, tmp_path, "--max_steps", 1) == 0
-    assert [signal.getsignal(number) for number in training.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def test_a_real_signal_to_a_real_process_stops_it(assets, tmp_path):
@@ -634,24 +643,24 @@ def test_steps_compile_nothing_that_was_not_compiled_ahead(assets):
         row = PackedRow.of(torch.zeros(int(own.sum()), dtype=torch.int64), own.tolist())
         return row, torch.zeros(len(own), dtype=torch.int64)
 
-    examples = training.Examples(lengths, np.zeros(40, dtype=int), get_batch)
-    recipe = training.Recipe(examples_per_step=8, num_steps=3, eval_interval=3)
-    optimizer = training.configure_optimizers("cpu", model)
+    examples = Examples(lengths, np.zeros(40, dtype=int), get_batch)
+    recipe = Recipe(examples_per_step=8, num_steps=3, eval_interval=3)
+    optimizer = configure_optimizers("cpu", model)
     compile_trunk(trunk)
-    training.compile_ahead(model, recipe, examples)
+    compile_ahead(model, recipe, examples)
     assert all(p.grad is None for p in model.parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with torch.compiler.set_stance("fail_on_recompile"):
         for step, count in enumerate((8, 3, 21)):
-            batches = training.prepare_step(
+            batches = prepare_step(
                 recipe, step, np.arange(count), examples, 400, model.dropout_width
             )
-            training.train_step(model, optimizer, scaler, recipe, batches)
+            train_step(model, optimizer, scaler, recipe, batches)
 
 
 def test_two_runs_in_one_folder_at_once(assets, tmp_path, capsys):
-    holding = "import sys, pathlib, training\n"
-    holding += "with training.own_folder(pathlib.Path(sys.argv[1])):\n"
+    holding = "import sys, pathlib; from xnli_gpt.files import own_folder\n"
+    holding += "with own_folder(pathlib.Path(sys.argv[1])):\n"
     holding += "    print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", holding, tmp_path / "out"],
@@ -710,14 +719,14 @@ def test_a_disk_that_fills_while_saving_leaves_what_was_there(
 
 
 def test_a_folder_that_vanishes_is_one_line(assets, tmp_path, monkeypatch, capsys):
-    counted = training._count_step
+    counted = trainer._count_step
 
     def count(progress, *others):
         counted(progress, *others)
         if progress.step == 2:
             shutil.rmtree(tmp_path / "out")
 
-    monkeypatch.setattr(training, "_count_step", count)
+    monkeypatch.setattr(trainer, "_count_step", count)
     line = error_line(capsys, small_run.command(assets, tmp_path / "out", *BASE))
     assert "No such file or directory" in line and str(tmp_path / "out") in line
 
@@ -739,10 +748,10 @@ def test_a_resumed_step_keeps_its_examples():
     assert [finetune.examples_per_step(args, ranks, save) for ranks in (1, 2, 3, 4)] == [24] * 4
     args.batch_size = 8
     assert finetune.examples_per_step(args, 1, save) == 24
-    with pytest.raises(training.RunError, match="the save's steps have 24 examples"):
+    with pytest.raises(RunError, match="the save's steps have 24 examples"):
         finetune.examples_per_step(args, 2, save)
     args.batch_size = 4
-    with pytest.raises(training.RunError, match="5 ranks can't share evenly"):
+    with pytest.raises(RunError, match="5 ranks can't share evenly"):
         finetune.examples_per_step(args, 5, save)
 
 

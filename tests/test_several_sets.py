@@ -1,6 +1,8 @@
 """Training on several datasets at once: sampling, validation of each, the best by the mean."""
 
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import small_run
 import torch
 
 import finetune_hindi_xnli as finetune
-import training
 import xnli_data
 from xnli_gpt.provenance import code_commit
+from xnli_gpt.training import trainer
+from xnli_gpt.training.order import ExampleOrder
 
 STEPS = ("--max_steps", 10, "--eval_interval", 3)
 
@@ -87,20 +90,20 @@ def test_names_of_sets():
 # Sampling
 
 
-def sets_of_epoch(order: training.ExampleOrder, sets: np.ndarray, epoch: int) -> Counter:
+def sets_of_epoch(order: ExampleOrder, sets: np.ndarray, epoch: int) -> Counter:
     steps = range(epoch * order.epoch_steps, (epoch + 1) * order.epoch_steps)
     return Counter(sets[np.concatenate([order.of_step(step) for step in steps])].tolist())
 
 
 def test_sampling_in_proportion_takes_every_row_once():
     sets = np.repeat([0, 1], [90, 10])
-    order = training.ExampleOrder(100, 8, seed=1)
+    order = ExampleOrder(100, 8, seed=1)
     assert sets_of_epoch(order, sets, 0) == sets_of_epoch(order, sets, 5) == {0: 90, 1: 10}
 
 
 def test_even_sampling_takes_as_many_of_each_and_all_of_them_equally_often():
     sets = np.repeat([0, 1, 2], [90, 7, 23])
-    order = training.ExampleOrder(120, 8, 1, finetune.positions_of_sets(sets))
+    order = ExampleOrder(120, 8, 1, finetune.positions_of_sets(sets))
     assert sets_of_epoch(order, sets, 0) == sets_of_epoch(order, sets, 7) == {0: 40, 1: 40, 2: 40}
     epochs = 9 * 7 * 23 // 7  # after so many, whole rounds of the two larger sets
     times = Counter()
@@ -112,10 +115,10 @@ def test_even_sampling_takes_as_many_of_each_and_all_of_them_equally_often():
 
 def test_the_order_is_a_function_of_seed_and_step():
     sets = finetune.positions_of_sets(np.repeat([0, 1], [30, 5]))
-    one, two = (training.ExampleOrder(35, 4, 3, sets) for _ in range(2))
+    one, two = (ExampleOrder(35, 4, 3, sets) for _ in range(2))
     backwards = [two.of_step(step).tolist() for step in reversed(range(40))]
     assert [one.of_step(step).tolist() for step in range(40)] == backwards[::-1]
-    other = training.ExampleOrder(35, 4, 4, sets)
+    other = ExampleOrder(35, 4, 4, sets)
     assert one.of_step(0).tolist() != other.of_step(0).tolist()
 
 
@@ -158,14 +161,14 @@ def test_the_best_model_of_each_set_is_kept_and_scored(trained):
 def test_a_stopped_run_of_several_sets_ends_where_an_uninterrupted_one_does(
     trained, assets, tmp_path, monkeypatch
 ):
-    counted = training._count_step
+    counted = trainer._count_step
 
     def count(progress, *others):
         counted(progress, *others)
         if progress.step == 5:
-            training.os.kill(training.os.getpid(), training.signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training, "_count_step", count)
+    monkeypatch.setattr(trainer, "_count_step", count)
     words = command(assets, tmp_path / "three", "--best_per_set")
     assert finetune.main(words) == 75
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Optimizer groups, schedule, the exact step, mixed precision and the loop of `training.py`."""
+"""Optimizer groups, schedule, the exact step, mixed precision and the loop of training."""
 
 import copy
 import dataclasses
@@ -12,33 +12,17 @@ import torch
 from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
-import training
 from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
-from training import (
-    MAX_SKIPPED_IN_A_ROW,
-    MAX_TOKENS,
-    ExampleOrder,
-    Examples,
-    LineTimes,
-    MicroBatch,
-    Progress,
-    Recipe,
-    RowAdamW,
-    StepBatches,
-    TrainingError,
-    balanced_class_weights,
-    configure_optimizers,
-    dropout_masks,
-    find_max_tokens,
-    fine_tune,
-    learning_rate_factor,
-    prefetched,
-    prepare_step,
-    save_atomically,
-    steps_per_epoch,
-    train_step,
-)
-from xnli_gpt.evaluation.metrics import METRICS
+from xnli_gpt.errors import TrainingError
+from xnli_gpt.evaluation.metrics import METRICS, figures_in_words
+from xnli_gpt.files import save_atomically
+from xnli_gpt.training.memory import MAX_TOKENS, find_max_tokens
+from xnli_gpt.training.optimizer import RowAdamW, configure_optimizers
+from xnli_gpt.training.order import ExampleOrder, Examples, balanced_class_weights, dropout_masks
+from xnli_gpt.training.progress_line import LineTimes, ProgressLine
+from xnli_gpt.training.recipe import Progress, Recipe, learning_rate_factor, steps_per_epoch
+from xnli_gpt.training.step import MicroBatch, StepBatches, prefetched, prepare_step, train_step
+from xnli_gpt.training.trainer import MAX_SKIPPED_IN_A_ROW, fine_tune
 
 VOCAB, NUM_CLASSES = 40, 3
 CUTS = {
@@ -348,6 +332,7 @@ class Run:
             on_evaluation=lambda progress, line: self.calls.append(("line", line)),
             on_best=lambda progress, _: self.calls.append(("best", progress.step)),
             save=lambda progress: None,
+            in_words=figures_in_words,
             progress=Progress(max_tokens_per_batch=max_tokens_per_batch),
         )
 
@@ -963,7 +948,7 @@ def test_another_line_is_a_line_too():
 
 def test_an_evaluation_is_announced_where_it_may_be_long(model, capsys, monkeypatch):
     """The first one always; another one where the last took ten seconds or more."""
-    monkeypatch.setattr("training.SECONDS_BETWEEN_LINES", (0.0, 60.0))
+    monkeypatch.setattr("xnli_gpt.training.progress_line.SECONDS_BETWEEN_LINES", (0.0, 60.0))
     Run(model, recipe_of(num_steps=4, eval_interval=2))
     out = capsys.readouterr().out
     assert "step 2: evaluating on the validation split\n" in out
@@ -976,10 +961,10 @@ def test_an_evaluation_is_announced_where_it_may_be_long(model, capsys, monkeypa
 def test_a_loss_that_nobody_has_looked_at_is_not_told_as_nan(capsys):
     """On a GPU losses are looked at some steps late, and evaluations clear those of before."""
     progress = Progress(step=1)
-    with training._ProgressLine(num_steps=3, first_step=0) as line:
+    with ProgressLine(num_steps=3, first_step=0) as line:
         line.show(progress, epoch=0.1)
         progress.step, progress.losses = 2, [0.5]
-        line.times = training.LineTimes()
+        line.times = LineTimes()
         line.show(progress, epoch=0.2)
         progress.step, progress.losses = 3, []
         line.show(progress, epoch=0.3)

@@ -12,3 +12,13 @@ class XNLIError(Exception):
     """
 
     exit_code = EXIT_REFUSED
+
+
+class TrainingError(XNLIError, RuntimeError):
+    """Training can't go on; the message says what was seen and what to try."""
+
+    exit_code = EXIT_FAILED
+
+
+class RunError(XNLIError, ValueError):
+    """A save, an output folder or a group of processes can't be used; the message says why."""

@@ -1,0 +1,151 @@
+"""AdamW that takes the sparse gradients of embedding tables, and its groups of parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from xnli_gpt.choices import EMBEDDING_UPDATES
+
+
+class RowAdamW(torch.optim.AdamW):
+    """AdamW that also takes the sparse gradients of embedding tables.
+
+    `embedding_update` "exact" does with them what AdamW does with dense ones: a row without a
+    gradient goes on moving by its momentum. With "lazy" such a row rests, and only the rows of
+    the step's tokens are read and written: when a row is met again its moments have decayed as
+    they would have, but the moves of the steps in between are left out.
+    """
+
+    def __init__(self, params: object, embedding_update: str = "exact", **options: object):
+        assert embedding_update in EMBEDDING_UPDATES, embedding_update
+        super().__init__(params, fused=True, **options)
+        self.embedding_update = embedding_update
+        self._dense_gradients: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update; the sparse gradients are used up."""
+        touched, resting = [], []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    gradient = parameter.grad.coalesce()
+                    rows, values = gradient.indices()[0], gradient.values()  # [U], [U, D]
+                    parameter.grad = None
+                    if self.embedding_update == "lazy":
+                        resting.append((group, parameter, rows, values))
+                    else:
+                        parameter.grad = self._as_dense(parameter, rows, values)
+                        touched.append((parameter, rows))
+        # All memory is taken before anything moves: there is no half of an update.
+        self._allocate()
+        if resting and not self._overflowed():
+            moved = [self._moved_rows(*table) for table in resting]
+            for (_, parameter, rows, _), new in zip(resting, moved, strict=True):
+                self._write_rows(parameter, rows, *new)
+        result = super().step(closure)
+        for parameter, rows in touched:
+            parameter.grad.index_fill_(0, rows, 0)
+            parameter.grad = None
+        return result
+
+    def _overflowed(self) -> bool:
+        """What the scaler of float16 found; the fused update looks at it by itself."""
+        found = getattr(self, "found_inf", None)
+        return found is not None and bool(found)
+
+    def _allocate(self) -> None:
+        """The moments of all dense gradients, as the first update would make them."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if parameter.grad is not None and not state:
+                    state["step"] = torch.zeros((), device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+    def _as_dense(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> Tensor:
+        """A gradient of the table's shape. Its memory is kept and is zero between steps, since
+        filling it anew would cost half as much as the update."""
+        if parameter not in self._dense_gradients:
+            self._dense_gradients[parameter] = torch.zeros_like(parameter)
+        return self._dense_gradients[parameter].index_copy_(0, rows, values)
+
+    def _moved_rows(
+        self, group: dict, table: nn.Parameter, rows: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The new values and moments of `rows` [U], each [U, D]."""
+        state = self.state[table]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            state["last_step"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        # Loading a state makes a tensor of the number.
+        step = int(state["step"]) + 1
+        beta1, beta2 = group["betas"]
+        gap = (step - state["last_step"][rows]).float()[:, None]  # [U, 1]
+        average = state["exp_avg"][rows] * beta1**gap + (1 - beta1) * grad
+        square = state["exp_avg_sq"][rows] * beta2**gap + (1 - beta2) * grad.square()
+        rate = group["lr"] / (1 - beta1**step)
+        scale = math.sqrt(1 - beta2**step)
+        decayed = table[rows] * (1 - group["lr"] * group["weight_decay"])
+        return decayed - rate * average / (square.sqrt() / scale + group["eps"]), average, square
+
+    def _write_rows(
+        self, table: nn.Parameter, rows: Tensor, values: Tensor, average: Tensor, square: Tensor
+    ) -> None:
+        state = self.state[table]
+        state["step"] = int(state["step"]) + 1
+        state["last_step"][rows] = state["step"]
+        table[rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = values, average, square
+
+
+def configure_optimizers(
+    device_type: str,
+    model: nn.Module,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.01,
+    backbone_lr_scale: float = 1.0,
+    embedding_update: str = "exact",
+) -> RowAdamW:
+    """AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, scalars and biases.
+
+    Every group keeps its `lr_scale` (the trunk's is `backbone_lr_scale`), which
+    `set_learning_rate` applies at every step. Frozen parameters are left out. The embeddings of
+    `model` are made to give sparse gradients: a step touches few of their rows.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = backbone_lr_scale if name.startswith("pretrained_model.") else 1.0
+            is_matrix = parameter.dim() >= 2 and "embed" not in name
+            groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = True
+    optimizer = RowAdamW(
+        [
+            {"params": params, "weight_decay": decay, "lr_scale": scale}
+            for (scale, decay), params in groups.items()
+        ],
+        embedding_update=embedding_update,
+        lr=learning_rate,
+        betas=(0.9, 0.999),
+    )
+    set_learning_rate(optimizer, learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group `learning_rate` times its own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
+def with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [parameter for parameter in parameters if parameter.grad is not None]

@@ -1,0 +1,109 @@
+"""Which examples a step has, their dropout masks and weights, and how they are cut by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xnli_gpt.training.recipe import steps_per_epoch
+
+# (positions in the split) -> what the model takes (with `to` and `pin_memory`), labels [B]
+GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples to train on, by position."""
+
+    lengths: np.ndarray  # [N], in tokens
+    labels: np.ndarray  # [N]
+    get_batch: GetBatch
+    # Positions of the sets that an epoch has as many examples of; None: every example once.
+    even_sets: Sequence[np.ndarray] | None = None
+
+
+class ExampleOrder:
+    """Which examples a step has: every one once an epoch, in a new order each.
+
+    With `even_sets`, the positions of every set's examples, an epoch has as many steps, but as
+    many examples of each set: those of a small one come several times, and of a large one others
+    in the next epoch.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        examples_per_step: int,
+        seed: int,
+        even_sets: Sequence[np.ndarray] | None = None,
+    ):
+        self.num_examples, self.examples_per_step = num_examples, examples_per_step
+        self.seed, self.even_sets = seed, even_sets
+        self.epoch_steps = steps_per_epoch(num_examples, examples_per_step)
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    def of_step(self, step: int) -> np.ndarray:
+        """Positions [B], by nothing but the seed and the step."""
+        epoch, step_in_epoch = divmod(step, self.epoch_steps)
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = (epoch, self._of_epoch(epoch))
+        first = step_in_epoch * self.examples_per_step
+        return self._latest[1][first : first + self.examples_per_step]
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.even_sets is None:
+            return generator.permutation(self.num_examples)
+        # What does not divide evenly goes to the last sets.
+        shares = np.diff(
+            np.arange(len(self.even_sets) + 1) * self.num_examples // len(self.even_sets)
+        )
+        drawn = [
+            own[_part_of_stream(len(own), epoch * share, share, [self.seed, number])]
+            for number, (own, share) in enumerate(zip(self.even_sets, shares.tolist(), strict=True))
+        ]
+        return generator.permutation(np.concatenate(drawn))
+
+
+def _part_of_stream(length: int, start: int, count: int, seed: list[int]) -> np.ndarray:
+    """`count` numbers from `start` on of permutations of `length`, one after the other."""
+    first, last = start // length, (start + count - 1) // length
+    rounds = [
+        np.random.default_rng([*seed, number]).permutation(length)
+        for number in range(first, last + 1)
+    ]
+    return np.concatenate(rounds)[start - first * length :][:count]
+
+
+def dropout_masks(seed: int, step: int, num_examples: int, width: int, p: float) -> Tensor | None:
+    """[examples of the step, width] of 0 and 1/(1-p): a function of seed, step and position."""
+    if p == 0:
+        return None
+    mixed_seed = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+    generator = torch.Generator().manual_seed(mixed_seed >> 1)
+    kept = torch.rand(num_examples, width, generator=generator) >= p
+    return kept / (1 - p)
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """N / (classes × examples of the class), scikit-learn's "balanced"."""
+    counts = np.bincount(labels, minlength=num_classes)
+    assert counts.all(), "a class without examples is refused when the data is read"
+    return tuple((len(labels) / (num_classes * counts)).tolist())
+
+
+def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Positions of a step's examples, the longest first, cut into micro-batches of at most
+    `max_tokens`; an example of more tokens has one of its own."""
+    order = np.argsort(-lengths, kind="stable")
+    cuts, tokens = [0], 0
+    for place, length in enumerate(lengths[order]):
+        if tokens + length > max_tokens and place > cuts[-1]:
+            cuts.append(place)
+            tokens = 0
+        tokens += length
+    return np.split(order, cuts[1:])

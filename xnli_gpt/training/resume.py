@@ -1,0 +1,135 @@
+"""Saves: all that a run depends on besides its command, when it is written, and how it is read."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from xnli_gpt.errors import RunError
+from xnli_gpt.files import read_whole, sync_folder, torch_writer, written_beside
+from xnli_gpt.training.recipe import OF_THIS_PROCESS, Progress
+
+SECONDS_BETWEEN_SAVES = 600
+SAVE_KIND = "hindi-xnli-save"
+
+
+class SaveTimes:
+    """When a save is due: every `interval` steps, or for None every ten minutes."""
+
+    def __init__(self, interval: int | None, step: int):
+        self.interval = interval
+        self.note(step)
+
+    def note(self, step: int) -> None:
+        self.last_step, self.last_time = step, time.monotonic()
+
+    def due_at(self, step: int) -> bool:
+        if step == self.last_step:
+            return False
+        if self.interval is not None:
+            return step % self.interval == 0
+        return time.monotonic() - self.last_time >= SECONDS_BETWEEN_SAVES
+
+
+def captured(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+) -> dict:
+    """All that a run depends on besides its command: what `restore` takes."""
+    assert not progress.unsettled, "a step that nobody has looked at may have diverged"
+    kept = {
+        f.name: getattr(progress, f.name) for f in fields(progress) if f.name not in OF_THIS_PROCESS
+    }
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "progress": kept,
+        "random": _random_states(),
+    }
+
+
+def restore(
+    content: Mapping[str, dict],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Put model, optimizer, scaler and random states where `captured` found them."""
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    _set_random_states(content["random"])
+    return Progress(**content["progress"])
+
+
+def _random_states() -> dict:
+    """Of every generator there is, in types that load with `weights_only=True`."""
+    words = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (words[0], words[1].tolist(), *words[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def _set_random_states(states: Mapping[str, object]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+class Saves:
+    """NAME-last.pt in a run's folder, and the one before it as NAME-prev.pt."""
+
+    def __init__(self, folder: Path, name: str):
+        self.last, self.previous = folder / f"{name}-last.pt", folder / f"{name}-prev.pt"
+
+    def write(self, content: Mapping[str, object]) -> None:
+        """`content` as NAME-last.pt. At every instant one of the two is whole."""
+        partial = written_beside(self.last, torch_writer({"kind": SAVE_KIND} | dict(content)))
+        if self.last.exists():
+            os.replace(self.last, self.previous)
+        os.replace(partial, self.last)
+        sync_folder(self.last.parent)
+
+    def newest(self) -> tuple[Path, dict] | None:
+        """The newest whole save and its content; says so where one is damaged.
+
+        None where there is no save. Raises RunError where all that there are are damaged.
+        """
+        damages = []
+        for path in (self.last, self.previous):
+            try:
+                if path.exists():
+                    return path, read_save(path)
+            except RunError as error:
+                print(f"note: {error}; looking for the save before it")
+                damages.append(path.name)
+        if damages:
+            raise RunError(
+                f"{self.last.parent}: no save is whole ({', '.join(damages)}): remove them to "
+                "begin anew"
+            )
+        return None
+
+
+def read_save(path: Path) -> dict:
+    """The content of a save. Raises RunError where it is damaged, or no save."""
+    content = read_whole(path)
+    if not isinstance(content, dict) or content.get("kind") != SAVE_KIND:
+        raise RunError(f"{path}: not a save to resume from")
+    return content
