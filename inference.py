@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
 from training import (
@@ -40,6 +39,8 @@ from xnli_gpt.devices import (
     why_emulated,
     why_without_code,
 )
+from xnli_gpt.errors import EvaluationError
+from xnli_gpt.evaluation.scores import classification_metrics, predict_logits
 from xnli_gpt.flags import UsageError
 
 # Of the file that holds a run's best model.

@@ -12,3 +12,13 @@ class XNLIError(Exception):
     """
 
     exit_code = EXIT_REFUSED
+
+
+class EvaluationError(XNLIError, ValueError):
+    """A model can't be scored; the message says what was seen and what to try."""
+
+    exit_code = EXIT_FAILED
+
+
+class PredictionsError(XNLIError, ValueError):
+    """Predictions that can't be used, or are not of the data they are matched with."""
