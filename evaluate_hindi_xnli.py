@@ -146,23 +146,6 @@ import torch
 from tqdm import tqdm
 
 import demo_grammar
-from evaluation import (
-    SCORES,
-    EvaluationError,
-    PredictedRows,
-    PredictionsError,
-    ScoredSplit,
-    compare,
-    hypothesis_only,
-    language_of,
-    logits_in_order,
-    macro_average,
-    over_seeds,
-    read_predictions,
-    scores_of_models,
-    split_metrics,
-    write_predictions,
-)
 from inference import (
     FINE_TUNED_ENDING,
     device_of,
@@ -186,9 +169,21 @@ from xnli_data import (
     short_name,
 )
 from xnli_gpt.devices import Precision
-from xnli_gpt.errors import RunError
+from xnli_gpt.errors import EvaluationError, PredictionsError, RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.evaluation.baseline import hypothesis_only
+from xnli_gpt.evaluation.comparison import compare
+from xnli_gpt.evaluation.intervals import over_seeds
+from xnli_gpt.evaluation.predictions import (
+    PredictedRows,
+    logits_in_order,
+    read_predictions,
+    write_predictions,
+)
+from xnli_gpt.evaluation.scored_split import SCORES, ScoredSplit, scores_of_models
+from xnli_gpt.evaluation.scores import macro_average, split_metrics
 from xnli_gpt.evaluation.sides import names_of_sides
+from xnli_gpt.evaluation.slices import language_of
 from xnli_gpt.files import own_folder, save_atomically, save_json
 from xnli_gpt.own_data import OwnData, own_data_of
 from xnli_gpt.provenance import code_commit

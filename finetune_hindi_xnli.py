@@ -202,14 +202,6 @@ import yaml
 from torch import Tensor
 
 import demo_grammar
-from evaluation import (
-    ScoredSplit,
-    language_of,
-    macro_average,
-    prediction_lines,
-    split_metrics,
-    write_predictions,
-)
 from inference import (
     device_of,
     emulation_warning,
@@ -257,6 +249,10 @@ from xnli_data import (
 from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
 from xnli_gpt.errors import RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.evaluation.predictions import prediction_lines, write_predictions
+from xnli_gpt.evaluation.scored_split import ScoredSplit
+from xnli_gpt.evaluation.scores import macro_average, split_metrics
+from xnli_gpt.evaluation.slices import language_of
 from xnli_gpt.files import own_folder, read_whole, save_atomically, save_checkpoint, save_json
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks

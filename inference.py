@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation import EvaluationError, classification_metrics, predict_logits
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
@@ -30,7 +29,8 @@ from xnli_gpt.devices import (
     why_emulated,
     why_without_code,
 )
-from xnli_gpt.errors import RunError
+from xnli_gpt.errors import EvaluationError, RunError
+from xnli_gpt.evaluation.scores import classification_metrics, predict_logits
 from xnli_gpt.files import read_whole
 from xnli_gpt.flags import UsageError
 from xnli_gpt.training.distributed import ALONE, Ranks

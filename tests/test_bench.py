@@ -1,38 +1,40 @@
 """The benchmark measures what it says: its data, its padding, its peers, its start-up figures."""
 
+import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shell import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from benchmarks import bench, peers, start_up
+from model import GPTConfig
 
-import bench  # noqa: E402
-import bench_peers  # noqa: E402
-import bench_start  # noqa: E402
 
-from model import GPTConfig  # noqa: E402
+def test_the_benchmark_starts_as_a_module():
+    words = [sys.executable, "-m", "benchmarks.bench", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--everyone" in done.stdout, done.stderr
 
 
 def test_lengths_are_those_of_hindi_xnli():
-    lengths = bench_peers.synthetic_lengths(20_000, seed=3)
+    lengths = peers.synthetic_lengths(20_000, seed=3)
     assert lengths.mean() == pytest.approx(63, rel=0.01)
     assert np.percentile(lengths, [50, 95, 99]) == pytest.approx([58, 113, 134], rel=0.01)
     assert lengths.max() == 277
 
 
 def test_a_step_of_pairs_touches_about_1200_embedding_rows():
-    lengths = bench_peers.synthetic_lengths(6400, seed=0)
-    ids = bench_peers.synthetic_ids(lengths, 50_048, seed=0)
+    lengths = peers.synthetic_lengths(6400, seed=0)
+    ids = peers.synthetic_ids(lengths, 50_048, seed=0)
     steps = np.split(ids, np.cumsum(lengths)[63:-1:64])
     assert np.mean([len(np.unique(step)) for step in steps]) == pytest.approx(1200, rel=0.05)
 
 
 def test_public_practice_really_pads_to_1024_and_ignores_the_padding():
     torch.manual_seed(0)
-    peer = bench_peers.PublicPractice((2, 16, 2, 50), torch.float32, "cpu")
+    peer = peers.PublicPractice((2, 16, 2, 50), torch.float32, "cpu")
     widths = []
     peer.model.blocks[0].register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape))
     peer.step(np.array([5, 9]), np.arange(14), np.array([0, 2]))
@@ -75,12 +77,12 @@ def test_loading_is_measured_on_a_file_that_is_two_thirds_optimizer(tmp_path):
     config = GPTConfig.of_family(
         "small", vocab_size=512, num_layers=6, num_heads=1, model_dim=128, max_seq_len=64
     )
-    figures = bench_start.measure_load(config, rounds=1)
+    figures = start_up.measure_load(config, rounds=1)
     assert figures["model_bytes"] == pytest.approx(figures["file_bytes"] / 3, rel=0.02)
     assert figures["seconds_load"] > 0 and figures["seconds_cold_read_of_model"] > 0
 
 
 def test_tokenising_is_measured_on_pairs_of_xnli_length():
-    figures = bench_start.measure_tokenising(num_pairs=600, rounds=1)
+    figures = start_up.measure_tokenising(num_pairs=600, rounds=1)
     assert figures["tokens_per_pair"] == pytest.approx(63, rel=0.1)
     assert figures["seconds_start_again"] > 0 and figures["seconds_tokenise_and_cache"] > 0

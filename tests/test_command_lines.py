@@ -18,10 +18,10 @@ import load_checkpoint_helper as inspector
 import model
 import predict_hindi_xnli as predict
 import xnli_data
-from evaluation import classification_metrics
 from xnli_gpt import choices
 from xnli_gpt.data import names
 from xnli_gpt.evaluation.metrics import main_metrics
+from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.flags import parse_flags
 
 PROJECT = Path(__file__).resolve().parents[1]

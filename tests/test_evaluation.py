@@ -10,33 +10,29 @@ import scipy.stats
 import torch
 from sklearn.metrics import f1_score, fbeta_score, recall_score
 
-from evaluation import (
-    NEGATIONS,
-    SCORES,
-    EvaluationError,
-    PredictionsError,
-    ScoredSplit,
+from xnli_gpt.errors import EvaluationError, PredictionsError
+from xnli_gpt.evaluation.baseline import hypothesis_only
+from xnli_gpt.evaluation.comparison import compare, mcnemar
+from xnli_gpt.evaluation.intervals import over_seeds
+from xnli_gpt.evaluation.metrics import METRICS, main_metrics
+from xnli_gpt.evaluation.predictions import logits_in_order, prediction_lines, read_predictions
+from xnli_gpt.evaluation.scored_split import SCORES, ScoredSplit, scores_of_models
+from xnli_gpt.evaluation.scores import (
     calibration_bins,
     classification_metrics,
-    compare,
     expected_calibration_error,
-    hypothesis_only,
+    macro_average,
+    predict_logits,
+    split_metrics,
+)
+from xnli_gpt.evaluation.slices import (
+    NEGATIONS,
     is_negated,
     language_of,
-    logits_in_order,
-    macro_average,
-    mcnemar,
-    over_seeds,
-    predict_logits,
-    prediction_lines,
-    read_predictions,
-    scores_of_models,
     slices_of,
-    split_metrics,
     word_overlap,
     words_of,
 )
-from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 
 CLASSES = ("entailment", "neutral", "contradiction")
 

@@ -19,10 +19,9 @@ from small_run import LABELS, rows_about
 import finetune_hindi_xnli as finetune
 import inference
 import predict_hindi_xnli as predict
-from evaluation import EvaluationError
 from inference import Prediction, XNLIClassifier
 from xnli_data import DataError
-from xnli_gpt.errors import RunError
+from xnli_gpt.errors import EvaluationError, RunError
 from xnli_gpt.flags import UsageError
 
 SCRIPT = Path(predict.__file__)

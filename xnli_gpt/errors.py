@@ -20,5 +20,15 @@ class TrainingError(XNLIError, RuntimeError):
     exit_code = EXIT_FAILED
 
 
+class EvaluationError(XNLIError, ValueError):
+    """A model can't be scored; the message says what was seen and what to try."""
+
+    exit_code = EXIT_FAILED
+
+
 class RunError(XNLIError, ValueError):
     """A save, an output folder or a group of processes can't be used; the message says why."""
+
+
+class PredictionsError(XNLIError, ValueError):
+    """Predictions that can't be used, or are not of the data they are matched with."""

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation import ScoredSplit, compare, macro_average, over_seeds, split_metrics
+from xnli_gpt.evaluation.comparison import compare
+from xnli_gpt.evaluation.intervals import over_seeds
+from xnli_gpt.evaluation.scored_split import ScoredSplit
+from xnli_gpt.evaluation.scores import macro_average, split_metrics
 from xnli_gpt.report import ReportContent, write_report
 
 CLASSES = ("entailment", "neutral", "contradiction")

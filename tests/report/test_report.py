@@ -22,7 +22,8 @@ from report_parts import (
     write,
 )
 
-from evaluation import compare, split_metrics
+from xnli_gpt.evaluation.comparison import compare
+from xnli_gpt.evaluation.scores import split_metrics
 from xnli_gpt.report.dataset_sections import most_confident_mistakes
 from xnli_gpt.report.sections import file_names
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from report_parts import Page, history_lines, scored_split, write
 
-from evaluation import compare, split_metrics
+from xnli_gpt.evaluation.comparison import compare
+from xnli_gpt.evaluation.scores import split_metrics
 from xnli_gpt.report import read_steps
 from xnli_gpt.report.curves import chance_of, training_curve
 from xnli_gpt.report.wording import duration

@@ -15,7 +15,7 @@ class ReportContent:
     """All that a report tells; what is not given is left out of it."""
 
     title: str
-    # Metrics of every dataset, as evaluation.split_metrics makes them. What a dataset's metrics
+    # Metrics of every dataset, as scores.split_metrics makes them. What a dataset's metrics
     # lack (intervals, slices, calibration, hypothesis_only, ...) is left out.
     results: Mapping[str, Mapping] = field(default_factory=dict)
     split: str = "test"
@@ -23,9 +23,9 @@ class ReportContent:
     macro_average: Mapping | None = None
     # Accuracy by dataset of the same network fine-tuned from random weights.
     random_trunk: Mapping[str, float] = field(default_factory=dict)
-    # {"datasets": {name: {metric: evaluation.over_seeds(...)}}}, and "macro_average" beside it.
+    # {"datasets": {name: {metric: intervals.over_seeds(...)}}}, and "macro_average" beside it.
     seeds: Mapping | None = None
-    # What evaluation.compare gives; with "names", what its first and its second side are called.
+    # What comparison.compare gives; with "names", what its first and its second side are called.
     comparison: Mapping | None = None
     # Lines of metrics.jsonl and of steps.jsonl, and the step of the best model.
     history: Sequence[Mapping] = ()

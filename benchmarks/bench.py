@@ -1,6 +1,6 @@
 """How fast fine-tuning is, beside public practice, the Hugging Face Trainer and the machine.
 
-    python scripts/bench.py [--size tiny|small|medium] [--json OUT] [--device cuda] [--only PART]
+    python -m benchmarks.bench [--size tiny|small|medium] [--json OUT] [--device cuda] [--only PART]
 
 Steps on pairs with the lengths of Hindi XNLI, every contestant in a process of its own and in
 turn, medians over rounds; then loading a checkpoint, and tokenising and caching a whole XNLI.
@@ -24,15 +24,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
+import torch
 
-import bench_peers  # noqa: E402
-import bench_start  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from inference import packed_rows  # noqa: E402
-from model import (  # noqa: E402
+from benchmarks import peers, start_up
+from inference import packed_rows
+from model import (
     GPTBatched,
     GPTClassification,
     GPTConfig,
@@ -40,13 +37,13 @@ from model import (  # noqa: E402
     PackedRow,
     compile_trunk,
 )
-from xnli_data import EncodedSplit, pack  # noqa: E402
-from xnli_gpt.processors import set_up_libraries  # noqa: E402
-from xnli_gpt.training.memory import find_max_tokens  # noqa: E402
-from xnli_gpt.training.optimizer import configure_optimizers  # noqa: E402
-from xnli_gpt.training.order import Examples  # noqa: E402
-from xnli_gpt.training.recipe import Recipe  # noqa: E402
-from xnli_gpt.training.step import (  # noqa: E402
+from xnli_data import EncodedSplit, pack
+from xnli_gpt.processors import set_up_libraries
+from xnli_gpt.training.memory import find_max_tokens
+from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.order import Examples
+from xnli_gpt.training.recipe import Recipe
+from xnli_gpt.training.step import (
     StepBatches,
     apply_gradient,
     loss_of,
@@ -82,7 +79,7 @@ class Contest:
     compiled: bool = True
 
     @property
-    def peer_size(self) -> bench_peers.Size:
+    def peer_size(self) -> peers.Size:
         _, num_layers, model_dim, num_heads, vocab_size = SIZES[self.size]
         return num_layers, model_dim, num_heads, vocab_size
 
@@ -203,12 +200,12 @@ class Pairs:
     def __init__(self, contest: Contest, seed: int):
         vocab_size = SIZES[contest.size][-1]
         self.pairs, self.step = contest.pairs, 0
-        self.lengths = bench_peers.synthetic_lengths(64 * contest.pairs, seed)
+        self.lengths = peers.synthetic_lengths(64 * contest.pairs, seed)
         self.split = EncodedSplit(
-            tokens=bench_peers.synthetic_ids(self.lengths, vocab_size, seed),
+            tokens=peers.synthetic_ids(self.lengths, vocab_size, seed),
             offsets=np.concatenate([[0], np.cumsum(self.lengths)]),
             premise_spans=np.zeros((len(self.lengths), 2), dtype=np.int32),
-            labels=np.arange(len(self.lengths)) % bench_peers.NUM_CLASSES,
+            labels=np.arange(len(self.lengths)) % peers.NUM_CLASSES,
         )
 
     def next_indices(self) -> np.ndarray:
@@ -228,9 +225,7 @@ class Public(Contestant):
 
     def __init__(self, contest: Contest):
         super().__init__(contest)
-        self.peer = bench_peers.PublicPractice(
-            contest.peer_size, DTYPES[contest.dtype], contest.device
-        )
+        self.peer = peers.PublicPractice(contest.peer_size, DTYPES[contest.dtype], contest.device)
         self.stream = Pairs(contest, seed=2)
         self._seconds(PUBLIC_PAIRS[contest.size][0])
 
@@ -254,7 +249,7 @@ class HuggingFace(Contestant):
 
     def __init__(self, contest: Contest):
         super().__init__(contest)
-        self.peer = bench_peers.HuggingFacePeer(
+        self.peer = peers.HuggingFacePeer(
             contest.peer_size, DTYPES[contest.dtype], contest.device, contest.pairs
         )
         warm_up(self.sample)
@@ -268,7 +263,7 @@ class Ceiling(Contestant):
     """The machine's fastest square matrix product."""
 
     def sample(self, _: int) -> dict:
-        return bench_peers.matmul_ceiling(DTYPES[self.contest.dtype], self.contest.device)
+        return peers.matmul_ceiling(DTYPES[self.contest.dtype], self.contest.device)
 
 
 CONTESTANTS: dict[str, Callable[[Contest], object]] = {
@@ -294,7 +289,7 @@ def new_model(size: str) -> GPTClassification:
     """A random network of a size; the projections back are not zero, as after pretraining."""
     config = config_of_size(size)
     torch.manual_seed(0)
-    model = GPTClassification(GPTBatched(config), bench_peers.NUM_CLASSES)
+    model = GPTClassification(GPTBatched(config), peers.NUM_CLASSES)
     for name, parameter in model.named_parameters():
         if "c_proj" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -560,10 +555,10 @@ def main() -> int:
             report["epoch"] = run_epoch(arguments)
             print(json.dumps(report["epoch"]))
     if "load" in wanted:
-        report["load"] = bench_start.measure_load(config_of_size("small"), arguments.rounds)
+        report["load"] = start_up.measure_load(config_of_size("small"), arguments.rounds)
         print(json.dumps({"load": report["load"]}, indent=1))
     if "tokenise" in wanted:
-        report["tokenise"] = bench_start.measure_tokenising(XNLI_PAIRS, arguments.rounds)
+        report["tokenise"] = start_up.measure_tokenising(XNLI_PAIRS, arguments.rounds)
         print(json.dumps({"tokenise": report["tokenise"]}, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

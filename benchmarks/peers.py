@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` measures the project against: public practice, the Hugging Face Trainer,
+"""What `benchmarks.bench` measures the project against: public practice, the Hugging Face Trainer,
 and the fastest matrix product of the machine. Also the synthetic pairs that all of them train on.
 
 A size is (num_layers, model_dim, num_heads, vocab_size). Nothing here needs the network or files.

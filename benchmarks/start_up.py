@@ -1,7 +1,7 @@
-"""What the start of a run costs, for `scripts/bench.py`: loading a checkpoint, tokenising XNLI.
+"""What the start of a run costs, for `benchmarks.bench`: loading a checkpoint, tokenising XNLI.
 
 Every figure comes from a fresh process, after its imports. Run by hand with what it is to measure,
-it prints JSON: `python scripts/bench_start.py load|read FILE` or `encode FOLDER TOKENIZER CACHE`.
+it prints JSON: `python -m benchmarks.start_up load|read FILE` or `encode FOLDER TOKENIZER CACHE`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import demo_grammar
+import load_checkpoint_helper as loader
+from model import GPTConfig, GPTFlexAttention
+from scripts.make_demo import train_tokenizer
+from xnli_data import NLI_CLASSES, DataRequest, load_encoded, load_pair_encoding
 
-import demo_grammar  # noqa: E402
-import load_checkpoint_helper as loader  # noqa: E402
-from model import GPTConfig, GPTFlexAttention  # noqa: E402
-from scripts.make_demo import train_tokenizer  # noqa: E402
-from xnli_data import NLI_CLASSES, DataRequest, load_encoded, load_pair_encoding  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[1]
 READ_BYTES = 16 << 20
 # Tokens of the demo's tokenizer and language are shorter than those of a real vocabulary, so that
 # a pair of this many words has the 63 tokens of Hindi XNLI.
@@ -126,9 +125,10 @@ def _write_pairs(folder: Path, num_pairs: int) -> Path:
 
 
 def _fresh(*arguments: object) -> dict:
-    """This script in a process of its own; the JSON that it prints."""
-    words = [sys.executable, __file__, *map(str, arguments)]
-    return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
+    """This module in a process of its own; the JSON that it prints."""
+    words = [sys.executable, "-m", "benchmarks.start_up", *map(str, arguments)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, cwd=ROOT)
+    return json.loads(done.stdout)
 
 
 def cold_read(path: Path) -> dict:
