@@ -25,7 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xnli_gpt.choices import RESAMPLES, SPLITS
-from xnli_gpt.data.names import KNOWN_NAMES, notes_of_datasets, problems_of_datasets
+from xnli_gpt.data.names import (
+    KNOWN_NAMES,
+    dataset_names,
+    notes_of_datasets,
+    problems_of_datasets,
+    short_name,
+)
 from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.flags import (
     MACHINE_FLAGS,
@@ -145,7 +151,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import demo_grammar
 from evaluation import (
     SCORES,
     EvaluationError,
@@ -175,18 +180,13 @@ from inference import (
     words_about_precision,
 )
 from training import RunError, own_folder, save_atomically, save_json
-from xnli_data import (
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    PairEncoding,
-    dataset_names,
-    load_encoded,
-    load_texts,
-    short_name,
-)
+from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.cache import load_encoded, load_texts
+from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.devices import Precision
+from xnli_gpt.errors import DataError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.sides import names_of_sides
 from xnli_gpt.own_data import OwnData, own_data_of

@@ -31,8 +31,10 @@ from training import (
     cut_by_tokens,
     read_whole,
 )
-from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
+from xnli_gpt.data.encoded import EncodedSplit, pack
+from xnli_gpt.data.pairs import encode_pairs
+from xnli_gpt.data.tokenizer import PairEncoding, pair_encoding
 from xnli_gpt.devices import (
     DTYPES,
     Precision,
@@ -40,6 +42,7 @@ from xnli_gpt.devices import (
     why_emulated,
     why_without_code,
 )
+from xnli_gpt.errors import DataError
 from xnli_gpt.flags import UsageError
 
 # Of the file that holds a run's best model.

@@ -91,7 +91,8 @@ from tqdm import tqdm
 from export import export_checkpoint
 from inference import Prediction, XNLIClassifier, device_of, emulation_warning
 from training import save_atomically
-from xnli_data import SEPARATORS, DataError
+from xnli_gpt.data.text_files import SEPARATORS
+from xnli_gpt.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from model import (  # noqa: E402
     PackedRow,
     compile_trunk,
 )
-from xnli_data import EncodedSplit, pack  # noqa: E402
+from xnli_gpt.data.encoded import EncodedSplit, pack  # noqa: E402
 from xnli_gpt.processors import set_up_libraries  # noqa: E402
 
 SIZES = {

@@ -23,11 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import demo_grammar  # noqa: E402
 import load_checkpoint_helper as loader  # noqa: E402
 from model import GPTConfig, GPTFlexAttention  # noqa: E402
 from scripts.make_demo import train_tokenizer  # noqa: E402
-from xnli_data import NLI_CLASSES, DataRequest, load_encoded, load_pair_encoding  # noqa: E402
+from xnli_gpt.data import demo_grammar  # noqa: E402
+from xnli_gpt.data.cache import load_encoded  # noqa: E402
+from xnli_gpt.data.labels import NLI_CLASSES  # noqa: E402
+from xnli_gpt.data.request import DataRequest  # noqa: E402
+from xnli_gpt.data.tokenizer import load_pair_encoding  # noqa: E402
 
 READ_BYTES = 16 << 20
 # Tokens of the demo's tokenizer and language are shorter than those of a real vocabulary, so that

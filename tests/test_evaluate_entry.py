@@ -16,7 +16,7 @@ import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
 from evaluation import SCORES
 from inference import XNLIClassifier
-from xnli_data import load_pair_encoding
+from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.evaluation.sides import names_of_sides
 
 

@@ -22,7 +22,7 @@ import predict_hindi_xnli as predict
 from evaluation import EvaluationError
 from inference import Prediction, XNLIClassifier
 from training import RunError
-from xnli_data import DataError
+from xnli_gpt.errors import DataError
 from xnli_gpt.flags import UsageError
 
 SCRIPT = Path(predict.__file__)

@@ -20,20 +20,21 @@ from limits import HANG_S
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-import xnli_data
-from xnli_data import (
-    NLI_CLASSES,
-    SPLITS,
-    DataError,
-    DataRequest,
-    collate,
+from xnli_gpt.choices import SPLITS, TEMPLATES
+from xnli_gpt.data import cache, sources
+from xnli_gpt.data.cache import load_encoded, load_texts
+from xnli_gpt.data.encoded import collate, pack
+from xnli_gpt.data.labels import NLI_CLASSES
+from xnli_gpt.data.pairs import encode_pairs
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.text_files import TEXT_FORMATS
+from xnli_gpt.data.tokenizer import (
+    END_OF_TEXT_TOKENS,
+    PairEncoding,
     cuts_vowel_signs,
-    encode_pairs,
-    load_encoded,
     load_pair_encoding,
-    load_texts,
-    pack,
 )
+from xnli_gpt.errors import DataError
 
 REPOSITORY = Path(__file__).parent.parent
 COLUMNS = ("premise", "hypothesis", "label")
@@ -239,7 +240,7 @@ def test_dates_that_datasets_writes_in_another_way_are_refused(tmp_path):
         texts_of(folder, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind", xnli_data.TEXT_FORMATS)
+@pytest.mark.parametrize("kind", TEXT_FORMATS)
 @pytest.mark.parametrize("num_shards", [None, 2])
 def test_local_folder_in_every_format(tmp_path, kind, num_shards):
     rows = rows_of()
@@ -370,12 +371,15 @@ def test_a_dataset_that_is_not_there(tmp_path, request_, said):
 def test_hub_name_without_network(tmp_path):
     program = """
         import sys, time
-        import xnli_data
-        xnli_data._hub_reachable = lambda: False
+        from xnli_gpt.data import sources
+        from xnli_gpt.data.cache import load_texts
+        from xnli_gpt.data.request import DataRequest
+        from xnli_gpt.errors import DataError
+        sources._hub_reachable = lambda: False
         time.sleep = lambda seconds: print("waited before another try")
         try:
-            xnli_data.load_texts(xnli_data.DataRequest("hindi_xnli"), sys.argv[1])
-        except xnli_data.DataError as error:
+            load_texts(DataRequest("hindi_xnli"), sys.argv[1])
+        except DataError as error:
             print(error)
     """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "empty")}
@@ -398,7 +402,7 @@ def test_what_the_hub_raises_is_said_in_one_line(tmp_path, monkeypatch):
     def refuse(*_):
         raise NotImplementedError("no such thing\nand more")
 
-    monkeypatch.setattr(xnli_data, "_hub_reachable", lambda: True)
+    monkeypatch.setattr(sources, "_hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DataError, match=r"can't load some/name \(no such thing\)"):
         load_texts(DataRequest("some/name"), tmp_path)
@@ -627,7 +631,7 @@ def tricky_rows():
     return [row for row in rows if all(row[column].strip() for column in COLUMNS)]
 
 
-@pytest.mark.parametrize("kind", xnli_data.TEXT_FORMATS)
+@pytest.mark.parametrize("kind", TEXT_FORMATS)
 def test_texts_come_out_exactly_as_in_the_file(tmp_path, kind):
     write_folder(tmp_path / "data", kind, train=tricky_rows())
     splits, _ = texts_of(tmp_path / "data", tmp_path / "cache")
@@ -837,10 +841,10 @@ def test_each_distinct_text_is_encoded_once(tmp_path, encoding, monkeypatch):
             encoded.extend(texts)
             return original(encoding.tokenizer, texts, **options)
 
-    watched = xnli_data.PairEncoding(
+    watched = PairEncoding(
         Watched(), encoding.tokenizer_hash, encoding.end_of_text, "documents", 1024
     )
-    monkeypatch.setattr(xnli_data, "ENCODE_CHUNK", 4)
+    monkeypatch.setattr("xnli_gpt.data.pairs.ENCODE_CHUNK", 4)
     data = encode_rows(rows_of(), watched, tmp_path / "watched")
     assert sorted(encoded) == sorted(SENTENCES)
     plain = encode_rows(rows_of(), encoding, tmp_path / "plain")
@@ -861,7 +865,7 @@ def random_rows(num_rows):
 
 def joined_row_by_row(rows, encoding):
     """Rows, premise spans and statistics, straight from the rule: the premise is cut to fit."""
-    template = xnli_data.TEMPLATES[encoding.template]
+    template = TEMPLATES[encoding.template]
     joined, spans, num_cut, num_text_tokens, num_words = [], [], 0, 0, 0
     for row in rows:
         premise, hypothesis = (ids_of(encoding.tokenizer, row[column]) for column in COLUMNS[:2])
@@ -883,13 +887,13 @@ def joined_row_by_row(rows, encoding):
     return joined, spans, statistics
 
 
-@pytest.mark.parametrize("template", xnli_data.TEMPLATES)
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("block_size", [45, 1024])
 def test_rows_are_those_of_a_loop_over_rows(
     tmp_path, tokenizer_path, monkeypatch, template, block_size
 ):
-    monkeypatch.setattr(xnli_data, "ENCODE_CHUNK", 5)
-    monkeypatch.setattr(xnli_data, "JOIN_CHUNK", 16)
+    monkeypatch.setattr("xnli_gpt.data.pairs.ENCODE_CHUNK", 5)
+    monkeypatch.setattr("xnli_gpt.data.pairs.JOIN_CHUNK", 16)
     encoding = load_pair_encoding(str(tokenizer_path), template=template, block_size=block_size)
     rows = random_rows(50)
     expected, spans, statistics = joined_row_by_row(rows, encoding)
@@ -944,7 +948,7 @@ class WatchedTokenizer:
 def test_as_many_chunks_at_a_time_as_the_process_has_cores(encoding, monkeypatch, num_cores):
     """Each batch waits until one has begun on every core."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)), raising=False)
-    monkeypatch.setattr(xnli_data, "ENCODE_CHUNK", 1)
+    monkeypatch.setattr("xnli_gpt.data.pairs.ENCODE_CHUNK", 1)
     barrier = threading.Barrier(num_cores)
     threads = set()
 
@@ -952,7 +956,7 @@ def test_as_many_chunks_at_a_time_as_the_process_has_cores(encoding, monkeypatch
         threads.add(threading.get_ident())
         barrier.wait(timeout=HANG_S)
 
-    watched = xnli_data.PairEncoding(
+    watched = PairEncoding(
         WatchedTokenizer(encoding.tokenizer, watch), "", encoding.end_of_text, "documents", 1024
     )
     pairs = list(zip(SENTENCES[::2], SENTENCES[1::2], strict=True))
@@ -966,15 +970,16 @@ def test_as_many_chunks_at_a_time_as_the_process_has_cores(encoding, monkeypatch
 def test_tokenising_before_and_after_a_fork(tokenizer_path, parallelism):
     program = f"""
         import os, signal
-        import xnli_data
+        from xnli_gpt.data.pairs import encode_pairs
+        from xnli_gpt.data.tokenizer import load_pair_encoding
         before = os.environ.get("TOKENIZERS_PARALLELISM")
-        encoding = xnli_data.load_pair_encoding({str(tokenizer_path)!r})
+        encoding = load_pair_encoding({str(tokenizer_path)!r})
         pairs = [(f"क {{i}}", f"ख {{i}}") for i in range(3000)]
-        rows = [row.tolist() for row in xnli_data.encode_pairs(pairs, encoding)]
+        rows = [row.tolist() for row in encode_pairs(pairs, encoding)]
         assert os.environ.get("TOKENIZERS_PARALLELISM") == before
         child = os.fork()
         signal.alarm({HANG_S})
-        again = [row.tolist() for row in xnli_data.encode_pairs(pairs, encoding)]
+        again = [row.tolist() for row in encode_pairs(pairs, encoding)]
         if not child:
             os._exit(0 if again == rows else 1)
         assert os.waitpid(child, 0)[1] == 0
@@ -1001,7 +1006,7 @@ def forbid(monkeypatch, *names):
         raise AssertionError("not from the cache")
 
     for name in names:
-        monkeypatch.setattr(xnli_data, name, refuse)
+        monkeypatch.setattr(cache, name, refuse)
 
 
 def same(one, other):
@@ -1077,7 +1082,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path, encoding, monkeypatch, damage
 
 def test_a_cache_of_another_layout_is_not_read(tmp_path, encoding, monkeypatch):
     first = encode_rows(rows_of(), encoding, tmp_path)
-    monkeypatch.setattr(xnli_data, "CACHE_VERSION", xnli_data.CACHE_VERSION + 1)
+    monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
     with monkeypatch.context() as patched:
         forbid(patched, "_checked_texts")
         with pytest.raises(AssertionError, match="not from the cache"):
@@ -1109,13 +1114,13 @@ def test_a_start_reads_only_the_splits_asked_for(tmp_path, encoding, monkeypatch
 def test_every_flipped_byte_of_the_cache_is_noticed(tmp_path, encoding):
     encode_rows(rows_of(), encoding, tmp_path)
     folder = cache_of(tmp_path)
-    assert xnli_data._read_cache(folder) is not None
+    assert cache._read_cache(folder) is not None
     positions = np.random.default_rng(0)
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
         for at in positions.integers(len(whole), size=12):
             flip_byte(path, at)
-            read = xnli_data._read_cache(folder)
+            read = cache._read_cache(folder)
             # A flipped space between the values of the JSON changes none of them.
             assert read is None or (path.suffix == ".json" and chr(whole[at]).isspace())
             path.write_bytes(whole)
@@ -1126,7 +1131,7 @@ def test_an_interrupted_write_is_not_used(tmp_path, encoding, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(xnli_data, "_crc_of_meta", interrupt)
+        patched.setattr(cache, "_crc_of_meta", interrupt)
         with pytest.raises(KeyboardInterrupt):
             encode_rows(rows_of(), encoding, tmp_path / "cache")
     whole = encode_rows(rows_of(), encoding, tmp_path / "other")
@@ -1185,12 +1190,12 @@ def test_the_cache_goes_by_content_not_by_path(tmp_path, encoding, monkeypatch):
 def test_a_cache_that_another_process_finished_meanwhile(tmp_path, encoding, monkeypatch, damaged):
     """The other one publishes while this one is tokenising; it then finds this one's there."""
     cache_dir = tmp_path / "cache"
-    original = xnli_data._encode_distinct
+    original = cache.encode_distinct
     others = []
 
     def encode_after_the_other(*arguments):
-        monkeypatch.setattr(xnli_data, "_encode_distinct", original)
-        monkeypatch.setattr(xnli_data.os, "getpid", lambda: 1)
+        monkeypatch.setattr(cache, "encode_distinct", original)
+        monkeypatch.setattr(cache.os, "getpid", lambda: 1)
         others.append(encode_rows(rows_of(), encoding, cache_dir))
         if damaged:
             (published,) = cache_dir.glob("*/meta.json")
@@ -1199,12 +1204,12 @@ def test_a_cache_that_another_process_finished_meanwhile(tmp_path, encoding, mon
         return original(*arguments)
 
     whole = encode_rows(rows_of(), encoding, tmp_path / "whole")
-    monkeypatch.setattr(xnli_data, "_encode_distinct", encode_after_the_other)
+    monkeypatch.setattr(cache, "encode_distinct", encode_after_the_other)
     mine = encode_rows(rows_of(), encoding, cache_dir)
     assert same(mine, whole)
     assert damaged or same(others[0], whole)
     assert [path.name for path in cache_dir.iterdir()] == [cache_of(cache_dir).name]
-    assert same(xnli_data._read_cache(cache_of(cache_dir)), whole)
+    assert same(cache._read_cache(cache_of(cache_dir)), whole)
 
 
 def test_two_processes_write_one_cache(tmp_path, tokenizer_path):
@@ -1212,19 +1217,21 @@ def test_two_processes_write_one_cache(tmp_path, tokenizer_path):
     program = f"""
         import sys, time
         from pathlib import Path
-        import xnli_data
+        from xnli_gpt.data import cache
+        from xnli_gpt.data.request import DataRequest
+        from xnli_gpt.data.tokenizer import load_pair_encoding
         import datasets
-        encoding = xnli_data.load_pair_encoding({str(tokenizer_path)!r})
-        write = xnli_data._write_cache
+        encoding = load_pair_encoding({str(tokenizer_path)!r})
+        write = cache._write_cache
         def write_together(folder, *rest):
             me, other = Path(sys.argv[1]), Path(sys.argv[2])
             me.touch()
             while not other.exists():
                 time.sleep(0.001)
             return write(folder, *rest)
-        xnli_data._write_cache = write_together
-        request = xnli_data.DataRequest({str(folder)!r})
-        data = xnli_data.load_encoded(request, encoding, {str(tmp_path / "cache")!r})
+        cache._write_cache = write_together
+        request = DataRequest({str(folder)!r})
+        data = cache.load_encoded(request, encoding, {str(tmp_path / "cache")!r})
         print(data.splits["train"].tokens.tolist())
     """
     signs = [str(tmp_path / "one"), str(tmp_path / "two")]
@@ -1323,7 +1330,7 @@ def test_a_tokenizer_that_is_missing_names_the_places(tmp_path):
         load_pair_encoding("nothing", tokenizer_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("token", [*xnli_data.END_OF_TEXT_TOKENS, "<unk>"])
+@pytest.mark.parametrize("token", [*END_OF_TEXT_TOKENS, "<unk>"])
 def test_the_end_of_text_token_is_one_of_the_list(tmp_path, token):
     tokenizer = train_tokenizer(special_tokens=["<pad>", token])
     if token == "<unk>":

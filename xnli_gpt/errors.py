@@ -12,3 +12,7 @@ class XNLIError(Exception):
     """
 
     exit_code = EXIT_REFUSED
+
+
+class DataError(XNLIError, ValueError):
+    """Data or tokenizer can't be used; the message says where, what was found and what to do."""
