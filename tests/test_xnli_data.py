@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.processors import TemplateProcessing
 
 from xnli_gpt.choices import SPLITS, TEMPLATES
-from xnli_gpt.data import cache, sources
+from xnli_gpt.data import cache, sources, text_files
 from xnli_gpt.data.cache import load_encoded, load_texts
 from xnli_gpt.data.encoded import collate, pack
 from xnli_gpt.data.labels import NLI_CLASSES
@@ -1001,12 +1001,12 @@ def test_tokenising_before_and_after_a_fork(tokenizer_path, parallelism):
 # Cache
 
 
-def forbid(monkeypatch, *names):
+def forbid(monkeypatch, *names, room=cache):
     def refuse(*_, **__):
         raise AssertionError("not from the cache")
 
     for name in names:
-        monkeypatch.setattr(cache, name, refuse)
+        monkeypatch.setattr(room, name, refuse)
 
 
 def same(one, other):
@@ -1035,7 +1035,9 @@ def test_a_second_start_reads_the_cache(tmp_path, encoding, monkeypatch, source)
         request = DataRequest("hindi_xnli", data_dir=str(tmp_path / "data"))
     builtin = builtin_of(rows_of())
     first = load_encoded(request, encoding, tmp_path / "cache", builtin)
-    forbid(monkeypatch, "quiet_datasets", "_checked_texts", "_encode_distinct", "_write_cache")
+    for room in (sources, text_files):
+        forbid(monkeypatch, "quiet_datasets", room=room)
+    forbid(monkeypatch, "_checked_texts", "encode_distinct", "_write_cache")
     second = load_encoded(request, encoding, tmp_path / "cache", builtin)
     assert same(first, second)
     assert all(isinstance(split.tokens, np.memmap) for split in second.splits.values())
