@@ -25,7 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xnli_gpt.choices import RESAMPLES, SPLITS
-from xnli_gpt.data.names import KNOWN_NAMES, notes_of_datasets, problems_of_datasets
+from xnli_gpt.data.names import (
+    KNOWN_NAMES,
+    dataset_names,
+    notes_of_datasets,
+    problems_of_datasets,
+    short_name,
+)
 from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.flags import (
     MACHINE_FLAGS,
@@ -145,7 +151,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import demo_grammar
 from inference import (
     FINE_TUNED_ENDING,
     device_of,
@@ -157,19 +162,13 @@ from inference import (
     split_logits,
     words_about_precision,
 )
-from xnli_data import (
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    PairEncoding,
-    dataset_names,
-    load_encoded,
-    load_texts,
-    short_name,
-)
+from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.cache import load_encoded, load_texts
+from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.devices import Precision
-from xnli_gpt.errors import EvaluationError, PredictionsError, RunError
+from xnli_gpt.errors import DataError, EvaluationError, PredictionsError, RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.baseline import hypothesis_only
 from xnli_gpt.evaluation.comparison import compare

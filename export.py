@@ -29,7 +29,8 @@ from inference import (
     read_fine_tuned,
 )
 from model import GPTConfig
-from xnli_data import TEMPLATES, PairEncoding
+from xnli_gpt.choices import TEMPLATES
+from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.errors import XNLIError
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics

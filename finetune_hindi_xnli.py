@@ -33,7 +33,13 @@ from xnli_gpt.choices import (
     SPLITS,
     TEMPLATES,
 )
-from xnli_gpt.data.names import KNOWN_NAMES, notes_of_datasets, problems_of_datasets
+from xnli_gpt.data.names import (
+    KNOWN_NAMES,
+    dataset_names,
+    notes_of_datasets,
+    problems_of_datasets,
+    short_name,
+)
 from xnli_gpt.evaluation.metrics import METRICS, figures_in_words, main_metrics
 from xnli_gpt.flags import (
     DEVICE_FLAGS,
@@ -201,7 +207,6 @@ import torch
 import yaml
 from torch import Tensor
 
-import demo_grammar
 from inference import (
     device_of,
     emulation_warning,
@@ -229,25 +234,19 @@ from model import (
     PackedRow,
     compile_trunk,
 )
-from xnli_data import (
-    DataError,
-    DataRequest,
-    EncodedDataset,
-    EncodedSplit,
-    JoinedDatasets,
+from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.cache import load_encoded, load_texts
+from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit, JoinedDatasets, joined
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import (
     PairEncoding,
     cuts_vowel_signs,
-    dataset_names,
     find_tokenizer,
-    joined,
-    load_encoded,
     load_pair_encoding,
-    load_texts,
     pair_encoding,
-    short_name,
 )
 from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
-from xnli_gpt.errors import RunError
+from xnli_gpt.errors import DataError, RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.predictions import prediction_lines, write_predictions
 from xnli_gpt.evaluation.scored_split import ScoredSplit

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
-from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
+from xnli_gpt.data.encoded import EncodedSplit, pack
+from xnli_gpt.data.pairs import encode_pairs
+from xnli_gpt.data.tokenizer import PairEncoding, pair_encoding
 from xnli_gpt.devices import (
     DTYPES,
     Precision,
@@ -29,7 +31,7 @@ from xnli_gpt.devices import (
     why_emulated,
     why_without_code,
 )
-from xnli_gpt.errors import EvaluationError, RunError
+from xnli_gpt.errors import DataError, EvaluationError, RunError
 from xnli_gpt.evaluation.scores import classification_metrics, predict_logits
 from xnli_gpt.files import read_whole
 from xnli_gpt.flags import UsageError

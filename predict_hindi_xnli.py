@@ -90,7 +90,8 @@ from tqdm import tqdm
 
 from export import export_checkpoint
 from inference import Prediction, XNLIClassifier, device_of, emulation_warning
-from xnli_data import SEPARATORS, DataError
+from xnli_gpt.data.text_files import SEPARATORS
+from xnli_gpt.errors import DataError
 from xnli_gpt.files import save_atomically
 
 

@@ -37,7 +37,7 @@ from model import (
     PackedRow,
     compile_trunk,
 )
-from xnli_data import EncodedSplit, pack
+from xnli_gpt.data.encoded import EncodedSplit, pack
 from xnli_gpt.processors import set_up_libraries
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers

@@ -21,11 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import demo_grammar
 import load_checkpoint_helper as loader
 from model import GPTConfig, GPTFlexAttention
 from scripts.make_demo import train_tokenizer
-from xnli_data import NLI_CLASSES, DataRequest, load_encoded, load_pair_encoding
+from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.cache import load_encoded
+from xnli_gpt.data.labels import NLI_CLASSES
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import load_pair_encoding
 
 ROOT = Path(__file__).resolve().parents[1]
 READ_BYTES = 16 << 20

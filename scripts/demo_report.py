@@ -11,8 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-import demo_grammar
 from inference import XNLIClassifier
+from xnli_gpt.data import demo_grammar
 
 NUM_PAIRS = 6
 

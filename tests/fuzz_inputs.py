@@ -29,10 +29,14 @@ from fuzzing import Kind, Wrong, require_good_message
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import finetune_hindi_xnli as finetune
-import xnli_data
 from load_checkpoint_helper import CheckpointError, read_token_shard
-from xnli_data import DataError, DataRequest, encode_pairs, load_encoded, load_pair_encoding
+from xnli_gpt.data.cache import load_encoded, load_texts
+from xnli_gpt.data.encoded import CACHED_ARRAYS, EncodedDataset
 from xnli_gpt.data.library import quiet_datasets
+from xnli_gpt.data.pairs import encode_pairs
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import END_OF_TEXT_TOKENS, cuts_vowel_signs, load_pair_encoding
+from xnli_gpt.errors import DataError
 
 END = "<|endoftext|>"
 TEXTS = [
@@ -127,7 +131,7 @@ class Tokenizers(Kind):
             return "loaded, but gives no tokens"
         if any(row.max() >= num_tokens or row.min() < 0 for row in rows):
             raise Wrong(f"token ids beyond num_tokens {num_tokens}")
-        if encoding.tokenizer.id_to_token(encoding.end_of_text) not in xnli_data.END_OF_TEXT_TOKENS:
+        if encoding.tokenizer.id_to_token(encoding.end_of_text) not in END_OF_TEXT_TOKENS:
             raise Wrong("another token than end-of-text")
         vocab = encoding.tokenizer.get_vocab(with_added_tokens=True)
         if len(set(vocab.values())) < len(vocab):
@@ -138,7 +142,7 @@ class Tokenizers(Kind):
         for pair, row in zip(pairs, rows, strict=True):
             if row.tolist() != joined(library, pair, encoding.end_of_text):
                 raise Wrong(f"{pair} has other tokens than in the library")
-        xnli_data.cuts_vowel_signs(encoding.tokenizer)
+        cuts_vowel_signs(encoding.tokenizer)
         return "loaded"
 
 
@@ -187,7 +191,7 @@ def library_tokenizer(data: bytes) -> Tokenizer | None:
     except BaseException:
         return None
     # Spelled out in a text, a token of the end is text for us whatever the file calls it.
-    ends = [token for token in added if token.content in xnli_data.END_OF_TEXT_TOKENS]
+    ends = [token for token in added if token.content in END_OF_TEXT_TOKENS]
     return tokenizer if all(token.special for token in ends) else None
 
 
@@ -281,7 +285,7 @@ class Datasets(Kind):
             write_card(self.folder)
         request = DataRequest(str(self.folder), splits=("train",))
         try:
-            splits, classes = xnli_data.load_texts(request, self.cache)
+            splits, classes = load_texts(request, self.cache)
         except DataError as error:
             require_good_message(error, self.folder)
             if case.must_load:
@@ -560,7 +564,7 @@ class Caches(Kind):
         return "written anew" if changed else "read"
 
 
-def in_memory(data: xnli_data.EncodedDataset) -> xnli_data.EncodedDataset:
+def in_memory(data: EncodedDataset) -> EncodedDataset:
     """The same without a file below it, which is about to be changed."""
     splits = {
         split: replace(rows, **{name: np.array(array) for name, array in vars(rows).items()})
@@ -572,7 +576,7 @@ def in_memory(data: xnli_data.EncodedDataset) -> xnli_data.EncodedDataset:
 def require_same_data(right: object, found: object) -> None:
     same = right.classes == found.classes and right.statistics == found.statistics
     for split, rows in right.splits.items():
-        for name in xnli_data._CACHED_ARRAYS:
+        for name in CACHED_ARRAYS:
             one, other = getattr(rows, name), getattr(found.splits[split], name)
             same = same and one.dtype == other.dtype and np.array_equal(one, other)
     if not same or right.content_hash != found.content_hash:

@@ -17,9 +17,12 @@ import inference
 import load_checkpoint_helper as inspector
 import model
 import predict_hindi_xnli as predict
-import xnli_data
 from xnli_gpt import choices
-from xnli_gpt.data import names
+from xnli_gpt.data import names, pairs, sources
+from xnli_gpt.data.cache import load_texts
+from xnli_gpt.data.labels import NLI_CLASSES
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.errors import DataError
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.flags import parse_flags
@@ -137,8 +140,8 @@ def assets_of_a_run(tmp_path_factory) -> Path:
 def test_what_can_be_chosen_is_what_is_there():
     assert tuple(model.ROW_ATTENTION) == choices.ROW_ATTENTION
     assert tuple(inference.DTYPES) == choices.DTYPES
-    assert xnli_data.TEMPLATES is choices.TEMPLATES
-    metrics = classification_metrics(torch.eye(3), np.arange(3), xnli_data.NLI_CLASSES)
+    assert pairs.TEMPLATES is choices.TEMPLATES
+    metrics = classification_metrics(torch.eye(3), np.arange(3), NLI_CLASSES)
     assert set(main_metrics()) <= metrics.keys()
     for module in (finetune, evaluate):
         assert tuple(module.BUILTIN_DATASETS) == names.BUILTIN_NAMES
@@ -285,12 +288,12 @@ def test_a_name_that_was_tried_in_vain_gets_the_nearest_right_one(online, tmp_pa
     def refuse(*_):
         raise FileNotFoundError("no such dataset")
 
-    monkeypatch.setattr(xnli_data, "_hub_reachable", lambda: online)
+    monkeypatch.setattr(sources, "_hub_reachable", lambda: online)
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    with pytest.raises(xnli_data.DataError, match=r"did you mean demo\?"):
-        xnli_data.load_texts(xnli_data.DataRequest("demos"), tmp_path)
-    with pytest.raises(xnli_data.DataError) as error:
-        xnli_data.load_texts(xnli_data.DataRequest("snli"), tmp_path)
+    with pytest.raises(DataError, match=r"did you mean demo\?"):
+        load_texts(DataRequest("demos"), tmp_path)
+    with pytest.raises(DataError) as error:
+        load_texts(DataRequest("snli"), tmp_path)
     assert "did you mean" not in str(error.value)
 
 

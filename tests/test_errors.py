@@ -10,8 +10,14 @@ from shell import ROOT
 import xnli_gpt
 from export import ExportError
 from load_checkpoint_helper import CheckpointError
-from xnli_data import DataError
-from xnli_gpt.errors import EvaluationError, PredictionsError, RunError, TrainingError, XNLIError
+from xnli_gpt.errors import (
+    DataError,
+    EvaluationError,
+    PredictionsError,
+    RunError,
+    TrainingError,
+    XNLIError,
+)
 from xnli_gpt.flags import UsageError, exit_code_of
 
 # What each is besides, for those who catch that, and the exit code.

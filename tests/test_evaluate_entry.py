@@ -15,7 +15,7 @@ from small_run import LABELS, command
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
 from inference import XNLIClassifier
-from xnli_data import load_pair_encoding
+from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.evaluation.scored_split import SCORES
 from xnli_gpt.evaluation.sides import names_of_sides
 

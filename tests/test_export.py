@@ -21,7 +21,9 @@ import inference
 import predict_hindi_xnli as predict
 from export import export_checkpoint, model_card
 from inference import XNLIClassifier
-from xnli_data import DataError, encode_pairs, pair_encoding
+from xnli_gpt.data.pairs import encode_pairs
+from xnli_gpt.data.tokenizer import pair_encoding
+from xnli_gpt.errors import DataError
 
 FAMILIES = ("small", "medium")
 PAIRS = [

@@ -25,10 +25,13 @@ from tokenizers import Tokenizer
 
 import finetune_hindi_xnli as finetune
 import inference
-import xnli_data
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTConfig
-from xnli_data import collate, load_pair_encoding
+from xnli_gpt.data import cache
+from xnli_gpt.data.cache import load_encoded
+from xnli_gpt.data.encoded import EncodedSplit, collate
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.provenance import code_commit
 
 PROJECT = Path(finetune.__file__).parent
@@ -553,8 +556,8 @@ def test_compile_auto_without_a_compiler_goes_on_with_a_note(plain, assets, tmp_
 
 def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
     encoding = load_pair_encoding(str(assets.tokenizer), block_size=160)
-    request = xnli_data.DataRequest(dataset=str(assets.dataset))
-    split = xnli_data.load_encoded(request, encoding, assets.cache).splits["test"]
+    request = DataRequest(dataset=str(assets.dataset))
+    split = load_encoded(request, encoding, assets.cache).splits["test"]
     assert len(set(split.lengths.tolist())) > 3, "rows of one length need no padding"
     trunk, _, _ = load_pretrained_checkpoint(assets.checkpoint)
     torch.manual_seed(0)
@@ -1019,7 +1022,7 @@ def test_prepare_only_needs_no_checkpoint_and_fills_the_cache(
     def no_more(*_):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(xnli_data, "_encode_distinct", no_more)
+    monkeypatch.setattr(cache, "encode_distinct", no_more)
     assert finetune.main(argv) == 0
     second = capsys.readouterr().out
     assert second.splitlines()[:-1] == first.splitlines()[:-1]
@@ -1110,9 +1113,9 @@ def test_preparing_for_a_gpu_job_needs_no_gpu(assets, tmp_path, monkeypatch, cap
     assert finetune.main(words[:-1]) == 2
 
 
-def _split_of(lengths: list[int]) -> xnli_data.EncodedSplit:
+def _split_of(lengths: list[int]) -> EncodedSplit:
     generator = np.random.default_rng(0)
-    return xnli_data.EncodedSplit(
+    return EncodedSplit(
         tokens=generator.integers(0, 128, sum(lengths)).astype(np.uint16),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         premise_spans=np.zeros((len(lengths), 2), dtype=np.int32),

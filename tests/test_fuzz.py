@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from limits import HANG_S
 
 import load_checkpoint_helper as loader
-import xnli_data
+from xnli_gpt.choices import TEMPLATES
+from xnli_gpt.data import cache, labels
 
 # What a second or two of one core are good for, beside the imports.
 CASES = {
@@ -127,22 +128,22 @@ def unknown_keys_let_through(monkeypatch):
 
 
 def texts_stripped(monkeypatch):
-    checked = xnli_data._checked_column
+    checked = cache.checked_column
     monkeypatch.setattr(
-        xnli_data, "_checked_column", lambda *args: [text.strip() for text in checked(*args)]
+        cache, "checked_column", lambda *args: [text.strip() for text in checked(*args)]
     )
 
 
 def labels_by_order(monkeypatch):
-    monkeypatch.setattr(xnli_data, "NLI_CLASSES", ("neutral", "entailment", "contradiction"))
+    monkeypatch.setattr(labels, "NLI_CLASSES", ("neutral", "entailment", "contradiction"))
 
 
 def caches_believed(monkeypatch):
-    monkeypatch.setattr(xnli_data, "_crc_of_file", lambda path: 0)
+    monkeypatch.setattr(cache, "_crc_of_file", lambda path: 0)
 
 
 def template_without_its_first_token(monkeypatch):
-    monkeypatch.setitem(xnli_data.TEMPLATES, "documents", xnli_data.TEMPLATES["documents"][1:])
+    monkeypatch.setitem(TEMPLATES, "documents", TEMPLATES["documents"][1:])
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ import finetune_hindi_xnli as finetune
 import inference
 import predict_hindi_xnli as predict
 from inference import Prediction, XNLIClassifier
-from xnli_data import DataError
-from xnli_gpt.errors import EvaluationError, RunError
+from xnli_gpt.errors import DataError, EvaluationError, RunError
 from xnli_gpt.flags import UsageError
 
 SCRIPT = Path(predict.__file__)

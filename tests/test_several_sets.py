@@ -13,7 +13,12 @@ import small_run
 import torch
 
 import finetune_hindi_xnli as finetune
-import xnli_data
+from xnli_gpt.data.cache import load_encoded
+from xnli_gpt.data.encoded import JoinedDatasets, joined
+from xnli_gpt.data.names import dataset_names, short_name
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import load_pair_encoding
+from xnli_gpt.errors import DataError
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training import trainer
 from xnli_gpt.training.order import ExampleOrder
@@ -38,14 +43,12 @@ def command(assets, out_dir, *changes: object) -> list[str]:
     return small_run.command(assets, out_dir, *STEPS, *sets, *changes)
 
 
-def of_sets(assets) -> xnli_data.JoinedDatasets:
-    encoding = xnli_data.load_pair_encoding(str(assets.tokenizer), block_size=160)
+def of_sets(assets) -> JoinedDatasets:
+    encoding = load_pair_encoding(str(assets.tokenizer), block_size=160)
     names = [str(folder) for folder in (assets.dataset, assets.contrary, assets.few)]
-    return xnli_data.joined(
+    return joined(
         {
-            xnli_data.short_name(name): xnli_data.load_encoded(
-                xnli_data.DataRequest(dataset=name), encoding, assets.cache
-            )
+            short_name(name): load_encoded(DataRequest(dataset=name), encoding, assets.cache)
             for name in names
         }
     )
@@ -80,11 +83,11 @@ def test_sets_of_other_classes_are_not_joined(assets, tmp_path, capsys):
 
 
 def test_names_of_sets():
-    assert xnli_data.dataset_names(["a", "b/c"]) == ["a", "b/c"]
-    every = xnli_data.dataset_names(["xnli_all"])
+    assert dataset_names(["a", "b/c"]) == ["a", "b/c"]
+    every = dataset_names(["xnli_all"])
     assert len(every) == 15 and {"xnli_hi", "xnli_ur", "xnli_en"} < set(every)
-    with pytest.raises(xnli_data.DataError, match="xnli_hi more than once"):
-        xnli_data.dataset_names(["xnli_all", "xnli_hi"])
+    with pytest.raises(DataError, match="xnli_hi more than once"):
+        dataset_names(["xnli_all", "xnli_hi"])
 
 
 # Sampling

@@ -32,3 +32,7 @@ class RunError(XNLIError, ValueError):
 
 class PredictionsError(XNLIError, ValueError):
     """Predictions that can't be used, or are not of the data they are matched with."""
+
+
+class DataError(XNLIError, ValueError):
+    """Data or tokenizer can't be used; the message says where, what was found and what to do."""

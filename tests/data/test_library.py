@@ -24,13 +24,15 @@ PROGRAM = """
         raise OSError("no network here")
 
     socket.getaddrinfo = socket.socket.connect = socket.socket.connect_ex = refuse
-    import xnli_data
+    from xnli_gpt.data.cache import load_texts
+    from xnli_gpt.data.request import DataRequest
+    from xnli_gpt.errors import DataError
 
     def read(dataset):
         try:
-            texts, _ = xnli_data.load_texts(xnli_data.DataRequest(dataset), f"{dataset}-cache")
+            texts, _ = load_texts(DataRequest(dataset), f"{dataset}-cache")
             return len(texts["train"].labels)
-        except xnli_data.DataError as error:
+        except DataError as error:
             return str(error)
 
     found = {"rows": [read(dataset) for dataset in sys.argv[1:]], "attempts": list(attempts)}

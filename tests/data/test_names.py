@@ -11,9 +11,12 @@ import yaml
 
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
-import xnli_data
-from xnli_data import DataError, DataRequest, load_texts, short_name
-from xnli_gpt.data import names
+from xnli_gpt.data import names, sources
+from xnli_gpt.data.cache import load_texts
+from xnli_gpt.data.names import dataset_names, short_name
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.sources import HUB_XNLI
+from xnli_gpt.errors import DataError
 from xnli_gpt.flags import parse_flags
 
 OF_XNLI = ("hindi_xnli", "xnli_ur")
@@ -25,7 +28,7 @@ ROWS_OF_FOLDER = 36
 def offline(tmp_path, monkeypatch):
     """A working directory of the test's own, on a machine without network."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(xnli_data, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(sources, "_hub_reachable", lambda: False)
 
 
 def rows_read(dataset: str, data_dir: str | None = None) -> int:
@@ -59,7 +62,7 @@ def test_a_slash_means_the_folder(name, way):
     dataset = way.format(name, here=Path.cwd().name, cwd=Path.cwd())
     assert rows_read(dataset) == ROWS_OF_FOLDER
     assert short_name(dataset) == name
-    assert xnli_data.dataset_names([dataset]) == [dataset]
+    assert dataset_names([dataset]) == [dataset]
 
 
 @pytest.mark.parametrize("name", [*OF_XNLI, "demo"])
@@ -74,11 +77,11 @@ def test_a_built_in_name_is_not_any_data_dir():
 
 
 def test_a_copy_that_the_library_would_take_for_the_hub_is_told():
-    small_run.write_dataset(Path(xnli_data.HUB_XNLI))
+    small_run.write_dataset(Path(HUB_XNLI))
     with pytest.raises(DataError, match="which the folder facebook/xnli here hides.*--data_dir"):
         rows_read("hindi_xnli")
-    assert rows_read("hindi_xnli", data_dir=xnli_data.HUB_XNLI) == ROWS_OF_FOLDER
-    assert rows_read(xnli_data.HUB_XNLI) == ROWS_OF_FOLDER
+    assert rows_read("hindi_xnli", data_dir=HUB_XNLI) == ROWS_OF_FOLDER
+    assert rows_read(HUB_XNLI) == ROWS_OF_FOLDER
 
 
 def test_a_known_name_is_its_own_short_name():

@@ -1,4 +1,5 @@
-"""The `datasets` library, lent for reading: without its progress bars and without the network."""
+"""The `datasets` library, lent for reading: without its progress bars and without the network, and
+with its errors told as ours."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+
+from xnli_gpt.data.messages import reason_of
+from xnli_gpt.errors import DataError
 
 # The switches are the process's: one reader must not put back what another has set.
 _LOCK = threading.RLock()
@@ -38,3 +42,19 @@ def quiet_datasets(offline: bool = True) -> Iterator[ModuleType]:
                 place.HF_HUB_OFFLINE = switch
             if had_bars:
                 datasets.enable_progress_bars()
+
+
+class said_as_data_error:
+    """Turns what `datasets` raises for unreadable files into a DataError that names them."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        # A damaged file makes it stumble over whatever it takes for granted.
+        if isinstance(error, Exception):
+            reason = reason_of(error.__cause__ or error)
+            raise DataError(f"{self.name}: datasets can't read it ({reason})") from error

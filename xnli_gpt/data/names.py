@@ -6,7 +6,9 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from xnli_gpt.errors import DataError
 from xnli_gpt.flags import nearest
 
 XNLI_LANGUAGES = {
@@ -105,6 +107,30 @@ def notes_of_datasets(names: Sequence[str], data_dir: str | None) -> list[str]:
         f"note: --dataset {' '.join(folders)}: taken by name; a folder here of the same name is "
         f"meant by {paths}"
     ]
+
+
+def dataset_names(datasets: Sequence[str]) -> list[str]:
+    """What --dataset stands for, set by set: xnli_all is XNLI in its 15 languages."""
+    all_of_xnli = [f"xnli_{language}" for language in XNLI_LANGUAGES]
+    names = [n for name in datasets for n in (all_of_xnli if name == "xnli_all" else [name])]
+    shorts = [short_name(name) for name in names]
+    twice = sorted({short for short in shorts if shorts.count(short) > 1})
+    if twice:
+        raise DataError(f"--dataset: {', '.join(twice)} more than once")
+    return names
+
+
+def is_xnli(dataset: str) -> bool:
+    """Return whether a name is that of one of XNLI's sets, or of all."""
+    return dataset in ("hindi_xnli", "xnli_all", *(f"xnli_{code}" for code in XNLI_LANGUAGES))
+
+
+def short_name(dataset: str) -> str:
+    """Return a dataset's name in files and tables: the last part of its path."""
+    if dataset in KNOWN_NAMES:
+        return dataset
+    path = Path(dataset)
+    return path.resolve().name if path.is_dir() else path.name
 
 
 def _surely_meant(name: str) -> str | None:

@@ -7,8 +7,8 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
-import demo_grammar
-from demo_grammar import LOCATION, SCALES, Amount, Event, Premise, State, label_of
+from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.demo_grammar import LOCATION, SCALES, Amount, Event, Premise, State, label_of
 
 SMALL = {"train": 60, "validation": 30, "test": 30}
 PASSAGES = 3000
