@@ -28,12 +28,12 @@ from inference import (
     model_of_saved,
     read_fine_tuned,
 )
-from model import GPTConfig
 from training import save_atomically, save_json
 from xnli_data import TEMPLATES, PairEncoding
 from xnli_gpt.errors import XNLIError
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
+from xnli_gpt.network.config import GPTConfig
 
 MODULE = Path(__file__).parent / "exported_model" / "modeling_xnli_gpt.py"
 MODEL_TYPE = "xnli_gpt"

@@ -221,22 +221,12 @@ from inference import (
     words_about_precision,
 )
 from load_checkpoint_helper import (
-    FINE_TUNED_KIND,
-    CheckpointError,
     check_flags_against_file,
     config_of,
     inspect_checkpoint,
-    lm_self_check,
     load_pretrained_checkpoint,
-    resolve_checkpoint_path,
 )
-from model import (
-    GPTBatched,
-    GPTClassification,
-    GPTConfig,
-    PackedRow,
-    compile_trunk,
-)
+from model import GPTBatched, GPTClassification, PackedRow, compile_trunk
 from training import (
     ALONE,
     Examples,
@@ -283,8 +273,13 @@ from xnli_data import (
     pair_encoding,
     short_name,
 )
+from xnli_gpt.checkpoints.archive import FINE_TUNED_KIND
+from xnli_gpt.checkpoints.lm_check import lm_self_check
+from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
 from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
+from xnli_gpt.errors import CheckpointError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training.records import StepLog
 

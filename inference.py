@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from evaluation import EvaluationError, classification_metrics, predict_logits
-from load_checkpoint_helper import FINE_TUNED_KIND
 from model import GPTClassification, PackedRow, row_multiple
 from training import (
     ALONE,
@@ -32,6 +31,7 @@ from training import (
     read_whole,
 )
 from xnli_data import DataError, EncodedSplit, PairEncoding, encode_pairs, pack, pair_encoding
+from xnli_gpt.checkpoints.archive import FINE_TUNED_KIND
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
 from xnli_gpt.devices import (
     DTYPES,

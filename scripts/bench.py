@@ -36,12 +36,12 @@ from inference import packed_rows  # noqa: E402
 from model import (  # noqa: E402
     GPTBatched,
     GPTClassification,
-    GPTConfig,
     GroupedAttention,
     PackedRow,
     compile_trunk,
 )
 from xnli_data import EncodedSplit, pack  # noqa: E402
+from xnli_gpt.network.config import GPTConfig  # noqa: E402
 from xnli_gpt.processors import set_up_libraries  # noqa: E402
 
 SIZES = {

@@ -25,9 +25,11 @@ from torch import Tensor  # noqa: E402
 
 import demo_grammar  # noqa: E402
 import load_checkpoint_helper as loader  # noqa: E402
-from model import GPTConfig, GPTFlexAttention  # noqa: E402
+from model import GPTFlexAttention  # noqa: E402
 from scripts.make_demo import train_tokenizer  # noqa: E402
 from xnli_data import NLI_CLASSES, DataRequest, load_encoded, load_pair_encoding  # noqa: E402
+from xnli_gpt.checkpoints.archive import read_inert  # noqa: E402
+from xnli_gpt.network.config import GPTConfig  # noqa: E402
 
 READ_BYTES = 16 << 20
 # Tokens of the demo's tokenizer and language are shorter than those of a real vocabulary, so that
@@ -133,7 +135,7 @@ def _fresh(*arguments: object) -> dict:
 
 def cold_read(path: Path) -> dict:
     """Plain reading of the weights' bytes, in the order of the file."""
-    record = loader._read_inert(path)
+    record = read_inert(path)
     entries = {
         record.entry(tensor.storage).header_offset: record.entry(tensor.storage).file_size
         for tensor in record.content["model"].values()

@@ -26,9 +26,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 import demo_grammar
-from load_checkpoint_helper import SHARD_HEADER_INTS, SHARD_MAGIC, lm_check
-from model import GPTBatched, GPTConfig, next_multiple
+from model import GPTBatched
 from training import LineTimes, learning_rate_factor
+from xnli_gpt.checkpoints.lm_check import SHARD_HEADER_INTS, SHARD_MAGIC, lm_check
+from xnli_gpt.network.config import GPTConfig, next_multiple
 
 END_OF_TEXT = "<ENDOFTEXT>"
 # Letters keep their vowel signs: the default byte-level pattern would cut words at them.

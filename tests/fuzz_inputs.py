@@ -30,9 +30,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 import finetune_hindi_xnli as finetune
 import xnli_data
-from load_checkpoint_helper import CheckpointError, read_token_shard
 from xnli_data import DataError, DataRequest, encode_pairs, load_encoded, load_pair_encoding
+from xnli_gpt.checkpoints.lm_check import read_token_shard
 from xnli_gpt.data.library import quiet_datasets
+from xnli_gpt.errors import CheckpointError
 
 END = "<|endoftext|>"
 TEXTS = [

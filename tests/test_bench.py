@@ -13,7 +13,7 @@ import bench  # noqa: E402
 import bench_peers  # noqa: E402
 import bench_start  # noqa: E402
 
-from model import GPTConfig  # noqa: E402
+from xnli_gpt.network.config import GPTConfig  # noqa: E402
 
 
 def test_lengths_are_those_of_hindi_xnli():

@@ -10,10 +10,9 @@ from shell import ROOT
 import xnli_gpt
 from evaluation import EvaluationError, PredictionsError
 from export import ExportError
-from load_checkpoint_helper import CheckpointError
 from training import RunError, TrainingError
 from xnli_data import DataError
-from xnli_gpt.errors import XNLIError
+from xnli_gpt.errors import CheckpointError, XNLIError
 from xnli_gpt.flags import UsageError, exit_code_of
 
 # What each is besides, for those who catch that, and the exit code.

@@ -27,8 +27,9 @@ import finetune_hindi_xnli as finetune
 import inference
 import xnli_data
 from load_checkpoint_helper import load_pretrained_checkpoint
-from model import GPTBatched, GPTClassification, GPTConfig
+from model import GPTBatched, GPTClassification
 from xnli_data import collate, load_pair_encoding
+from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.provenance import code_commit
 
 PROJECT = Path(finetune.__file__).parent

@@ -21,7 +21,6 @@ from model import (
     FlexRowAttention,
     GPTBatched,
     GPTClassification,
-    GPTConfig,
     GroupedAttention,
     PackedRow,
     VarlenRowAttention,
@@ -31,6 +30,7 @@ from model import (
     row_multiple,
 )
 from training import cut_by_tokens
+from xnli_gpt.network.config import GPTConfig
 
 VOCAB, NUM_CLASSES = 50, 3
 # In 8 layers the last block, the one that is computed at last tokens alone, has no attention.

@@ -13,7 +13,7 @@ from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
 import training
-from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
+from model import GPTBatched, GPTClassification, PackedRow
 from training import (
     MAX_SKIPPED_IN_A_ROW,
     MAX_TOKENS,
@@ -39,6 +39,7 @@ from training import (
     train_step,
 )
 from xnli_gpt.evaluation.metrics import METRICS
+from xnli_gpt.network.config import GPTConfig
 
 VOCAB, NUM_CLASSES = 40, 3
 CUTS = {

@@ -12,3 +12,7 @@ class XNLIError(Exception):
     """
 
     exit_code = EXIT_REFUSED
+
+
+class CheckpointError(XNLIError, ValueError):
+    """A checkpoint can't be used; the message says the file, what was found and what to do."""
