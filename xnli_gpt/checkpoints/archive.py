@@ -3,7 +3,6 @@ weights mapped from the file."""
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import struct
@@ -19,14 +18,7 @@ import torch
 from torch import Tensor
 
 from xnli_gpt.checkpoints.paths import told_of_folder
-from xnli_gpt.checkpoints.pickles import (
-    PICKLE_ERRORS,
-    InertUnpickler,
-    RefusedCall,
-    StorageRecord,
-    TensorRecord,
-    stand_in,
-)
+from xnli_gpt.checkpoints.pickles import StorageRecord, TensorRecord, read_pickle, stand_in
 from xnli_gpt.checkpoints.wording import listed, shown
 from xnli_gpt.errors import CheckpointError
 
@@ -97,21 +89,10 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> FileRecord:
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
         raise CheckpointError(f"{path}: written on a big-endian machine; save it again on another")
     # Read as a whole first: that checks its CRC, and a flipped byte could ask for any memory.
-    unpickler = InertUnpickler(io.BytesIO(archive.read(pickles[0])))
-    try:
-        content = unpickler.load()
-    except RefusedCall as refused:
-        raise CheckpointError(
-            f"{path}: its pickle calls {shown(str(refused))}, and nothing in a checkpoint is "
-            "executed; load it where you trust it, and save the weights alone with torch.save"
-        ) from None
-    except PICKLE_ERRORS as error:
-        raise CheckpointError(
-            f"{path}: its pickle is damaged ({shown(str(error))}); copy the file again"
-        ) from error
+    content, stand_ins = read_pickle(path, archive.read(pickles[0]))
     content = _checked_content(path, content)
     version = _file_version(os.fstat(archive.fp.fileno()))
-    return FileRecord(content, root, members, tuple(unpickler.stand_ins), version)
+    return FileRecord(content, root, members, stand_ins, version)
 
 
 def _file_version(status: os.stat_result) -> tuple[int, ...]:

@@ -33,8 +33,8 @@ class LanguageModel(Protocol):
     config: GPTConfig
     scalars: Tensor
 
-    def lm_loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss in nats of `targets` [B, T] after `ids` [B, T]."""
+    def lm_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats of `targets` [B, T] after `input_ids` [B, T]."""
 
 
 def read_token_shard(path: str | Path) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from xnli_gpt.checkpoints.wording import shown
+from xnli_gpt.errors import CheckpointError
 
 _TORCH_STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -71,10 +74,10 @@ class _RefusingType(type):
     """Metaclass of the stand-ins: `cls.__new__` is how a pickle instantiates, a call is a call."""
 
     def __call__(cls, *args: object, **kwargs: object) -> object:
-        raise RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
+        raise _RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
 
 
-class RefusedCall(Exception):
+class _RefusedCall(Exception):
     pass
 
 
@@ -119,7 +122,7 @@ _MODULES_OF_TORCHS_READER = (
 )
 
 
-class InertUnpickler(pickle._Unpickler):
+class _InertUnpickler(pickle._Unpickler):
     """Reads the pickle of a torch file into records. No global of the file is ever looked up.
 
     The pickle module's reader in Python: that in C takes gigabytes for the memo of a few bytes,
@@ -182,7 +185,7 @@ class InertUnpickler(pickle._Unpickler):
         if not isinstance(cls, _RefusingType):
             raise pickle.UnpicklingError("instantiates what is no class")
         if cls.__module__ in _MODULES_OF_TORCHS_READER:
-            raise RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
+            raise _RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
         self.append(cls.__new__(cls))
 
     dispatch[pickle.SETITEM[0]] = _set_item
@@ -222,7 +225,7 @@ def _inert_global(module: str, name: str) -> object:
 
 
 # What a damaged or hostile pickle can make an unpickler raise.
-PICKLE_ERRORS = (
+_PICKLE_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
     ValueError,
@@ -236,3 +239,23 @@ PICKLE_ERRORS = (
     ImportError,
     struct.error,
 )
+
+
+def read_pickle(path: Path, pickled: bytes) -> tuple[object, tuple[tuple[str, str], ...]]:
+    """Return what a torch file's pickle holds, as inert records, and the names of its stand-ins.
+
+    Raises CheckpointError for a pickle that calls anything, or is damaged.
+    """
+    unpickler = _InertUnpickler(io.BytesIO(pickled))
+    try:
+        content = unpickler.load()
+    except _RefusedCall as refused:
+        raise CheckpointError(
+            f"{path}: its pickle calls {shown(str(refused))}, and nothing in a checkpoint is "
+            "executed; load it where you trust it, and save the weights alone with torch.save"
+        ) from None
+    except _PICKLE_ERRORS as error:
+        raise CheckpointError(
+            f"{path}: its pickle is damaged ({shown(str(error))}); copy the file again"
+        ) from error
+    return content, tuple(unpickler.stand_ins)
