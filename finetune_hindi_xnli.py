@@ -226,7 +226,7 @@ from load_checkpoint_helper import (
     inspect_checkpoint,
     load_pretrained_checkpoint,
 )
-from model import GPTBatched, GPTClassification, PackedRow, compile_trunk
+from model import GPTBatched, GPTClassification, compile_trunk
 from training import (
     ALONE,
     Examples,
@@ -280,6 +280,7 @@ from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training.records import StepLog
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evaluation import EvaluationError, classification_metrics, predict_logits
-from model import GPTClassification, PackedRow, row_multiple
+from model import GPTClassification
 from training import (
     ALONE,
     SAVE_KIND,
@@ -41,6 +41,7 @@ from xnli_gpt.devices import (
     why_without_code,
 )
 from xnli_gpt.flags import UsageError
+from xnli_gpt.network.packed_row import PackedRow, row_multiple
 
 # Of the file that holds a run's best model.
 FINE_TUNED_ENDING = "-ckpt.pt"

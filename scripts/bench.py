@@ -33,15 +33,11 @@ import torch  # noqa: E402
 
 import training  # noqa: E402
 from inference import packed_rows  # noqa: E402
-from model import (  # noqa: E402
-    GPTBatched,
-    GPTClassification,
-    GroupedAttention,
-    PackedRow,
-    compile_trunk,
-)
+from model import GPTBatched, GPTClassification, compile_trunk  # noqa: E402
 from xnli_data import EncodedSplit, pack  # noqa: E402
 from xnli_gpt.network.config import GPTConfig  # noqa: E402
+from xnli_gpt.network.grouped_attention import GroupedAttention  # noqa: E402
+from xnli_gpt.network.packed_row import PackedRow  # noqa: E402
 from xnli_gpt.processors import set_up_libraries  # noqa: E402
 
 SIZES = {

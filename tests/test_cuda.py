@@ -20,7 +20,7 @@ from checkpoints import (
 import finetune_hindi_xnli
 import training
 from load_checkpoint_helper import load_pretrained_checkpoint
-from model import GPTBatched, GPTClassification, GPTFlexAttention, PackedRow, compile_trunk
+from model import GPTBatched, GPTClassification, GPTFlexAttention, compile_trunk
 from training import (
     Examples,
     Progress,
@@ -32,6 +32,7 @@ from training import (
     prepare_step,
     train_step,
 )
+from xnli_gpt.network.packed_row import PackedRow
 
 pytestmark = [
     pytest.mark.gpu,

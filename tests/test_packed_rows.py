@@ -17,20 +17,13 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import create_block_mask
 
-from model import (
-    FlexRowAttention,
-    GPTBatched,
-    GPTClassification,
-    GroupedAttention,
-    PackedRow,
-    VarlenRowAttention,
-    attention_rule,
-    compile_trunk,
-    dense_mask,
-    row_multiple,
-)
+from model import GPTBatched, GPTClassification, compile_trunk
 from training import cut_by_tokens
 from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.grouped_attention import GroupedAttention
+from xnli_gpt.network.masks import attention_rule, dense_mask
+from xnli_gpt.network.packed_row import PackedRow, row_multiple
+from xnli_gpt.network.row_attention import FlexRowAttention, VarlenRowAttention
 
 VOCAB, NUM_CLASSES = 50, 3
 # In 8 layers the last block, the one that is computed at last tokens alone, has no attention.

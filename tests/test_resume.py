@@ -24,7 +24,8 @@ import finetune_hindi_xnli as finetune
 import inference
 import training
 from load_checkpoint_helper import load_pretrained_checkpoint
-from model import GPTClassification, PackedRow, compile_trunk
+from model import GPTClassification, compile_trunk
+from xnli_gpt.network.packed_row import PackedRow
 
 PROJECT = Path(finetune.__file__).parent
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")

@@ -13,7 +13,7 @@ from limits import HANG_S
 from sklearn.utils.class_weight import compute_class_weight
 
 import training
-from model import GPTBatched, GPTClassification, PackedRow
+from model import GPTBatched, GPTClassification
 from training import (
     MAX_SKIPPED_IN_A_ROW,
     MAX_TOKENS,
@@ -40,6 +40,7 @@ from training import (
 )
 from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.packed_row import PackedRow
 
 VOCAB, NUM_CLASSES = 40, 3
 CUTS = {

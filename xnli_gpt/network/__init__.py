@@ -1,1 +1,1 @@
-"""The network, and what shapes it."""
+"""What the network of `model.py` is made of: sizes, packed rows, masks and attention."""

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 import torch
 from torch import Tensor
 
+SOFTMAX_SCALE = 0.12
 WINDOW_BLOCK = 128
 VOCAB_MULTIPLE = 128
 NUM_VALUE_EMBEDS = 3
