@@ -218,22 +218,15 @@ from inference import (
     words_about_precision,
 )
 from load_checkpoint_helper import (
-    FINE_TUNED_KIND,
-    CheckpointError,
     check_flags_against_file,
     config_of,
     inspect_checkpoint,
-    lm_self_check,
     load_pretrained_checkpoint,
-    resolve_checkpoint_path,
 )
-from model import (
-    GPTBatched,
-    GPTClassification,
-    GPTConfig,
-    PackedRow,
-    compile_trunk,
-)
+from model import GPTBatched, GPTClassification, compile_trunk
+from xnli_gpt.checkpoints.archive import FINE_TUNED_KIND
+from xnli_gpt.checkpoints.lm_check import lm_self_check
+from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
 from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.cache import load_encoded, load_texts
 from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit, JoinedDatasets, joined
@@ -246,13 +239,15 @@ from xnli_gpt.data.tokenizer import (
     pair_encoding,
 )
 from xnli_gpt.devices import DTYPES, Precision, keep_compiled_code_apart
-from xnli_gpt.errors import DataError, RunError
+from xnli_gpt.errors import CheckpointError, DataError, RunError
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.predictions import prediction_lines, write_predictions
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 from xnli_gpt.evaluation.scores import macro_average, split_metrics
 from xnli_gpt.evaluation.slices import language_of
 from xnli_gpt.files import own_folder, read_whole, save_atomically, save_checkpoint, save_json
+from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks
 from xnli_gpt.training.memory import compile_ahead, find_max_tokens

@@ -1,6 +1,8 @@
 """From a fine-tuned checkpoint, or one that is being fine-tuned, to logits and predictions.
 
-from inference import XNLIClassifier
+from inference import (
+    XNLIClassifier,
+)
 
 classifier = XNLIClassifier.load("out/hindi_xnli-ckpt.pt")
 classifier.predict([(premise, hypothesis), ...])
@@ -18,8 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from load_checkpoint_helper import FINE_TUNED_KIND
-from model import GPTClassification, PackedRow, row_multiple
+from model import (
+    GPTClassification,
+    PackedRow,
+)
+from xnli_gpt.checkpoints.archive import FINE_TUNED_KIND
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
 from xnli_gpt.data.encoded import EncodedSplit, pack
 from xnli_gpt.data.pairs import encode_pairs
@@ -35,6 +40,7 @@ from xnli_gpt.errors import DataError, EvaluationError, RunError
 from xnli_gpt.evaluation.scores import classification_metrics, predict_logits
 from xnli_gpt.files import read_whole
 from xnli_gpt.flags import UsageError
+from xnli_gpt.network.packed_row import row_multiple
 from xnli_gpt.training.distributed import ALONE, Ranks
 from xnli_gpt.training.order import cut_by_tokens
 from xnli_gpt.training.resume import SAVE_KIND

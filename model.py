@@ -13,81 +13,45 @@ How it departs from a textbook GPT:
 - The language-model head has rows of its own and its logits are capped smoothly.
 
 The families differ in facts (where the norms stand, which skips, which cap), not in code: see
-`FAMILIES`. Source: `train_gpt_small.py` and `train_gpt_medium.py` of modded-nanogpt.
+`FAMILIES` in `xnli_gpt/network/config.py`. Source: `train_gpt_small.py` and `train_gpt_medium.py`
+of modded-nanogpt.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from xnli_gpt import choices
 from xnli_gpt.devices import keep_compiled_code_apart
-
-# These two modules of torch import its compiler, for a second: they are imported where they are
-# used, and before anything is compiled.
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
+from xnli_gpt.network.config import (
+    NUM_VALUE_EMBEDS,
+    SCALARS_PER_LAYER,
+    SOFTMAX_SCALE,
+    VOCAB_MULTIPLE,
+    WINDOW_BLOCK,
+    GPTConfig,
+    initial_scalars,
+    next_multiple,
+)
+from xnli_gpt.network.grouped_attention import leave_groups_uncompiled
+from xnli_gpt.network.masks import attention_rule, dense_mask
+from xnli_gpt.network.packed_row import PackedRow, pack_padded
+from xnli_gpt.network.row_attention import (
+    DEFAULT_ROW_ATTENTION,
+    ROW_ATTENTION,
+    allow_recompiling,
+    flex_for,
+)
 
 RMS_EPS = 2.0**-23
-SOFTMAX_SCALE = 0.12
-WINDOW_BLOCK = 128
-VOCAB_MULTIPLE = 128
-NUM_VALUE_EMBEDS = 3
-SCALARS_PER_LAYER = 5
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 RotaryTables = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the training scripts of one family have in common; `GPTConfig.of_family` applies it."""
-
-    norm_attention_input: bool
-    norm_values: bool
-    skips: Callable[[int], list[tuple[int, int, int]]]  # L -> (block, source block, weight index)
-    window_pattern: str  # L = long window, S = short, one letter a layer
-    windows: tuple[int, int]  # (long, short) at the end of pretraining, in blocks of 128 tokens
-    logit_cap: str
-
-
-def _mirrored_skips(num_layers: int) -> list[tuple[int, int, int]]:
-    half = num_layers // 2
-    return [(i, num_layers - 1 - i, i - half) for i in range(half, num_layers)]
-
-
-def _three_fixed_skips(num_layers: int) -> list[tuple[int, int, int]]:
-    return [(i, j, j) for i, j in ((9, 6), (10, 4), (11, 2)) if i < num_layers]
-
-
-FAMILIES: dict[str, Family] = {
-    "small": Family(
-        norm_attention_input=True,
-        norm_values=False,
-        skips=_mirrored_skips,
-        window_pattern="LSSSLSSLSSSL",
-        windows=(14, 7),
-        logit_cap="sigmoid",
-    ),
-    "medium": Family(
-        norm_attention_input=False,
-        norm_values=True,
-        skips=_three_fixed_skips,
-        window_pattern="LSSSLSSSSSSLSSSL",
-        windows=(27, 13),
-        logit_cap="algebraic",
-    ),
-}
 
 
 def _sigmoid_cap(logits: Tensor, model_dim: int) -> Tensor:
@@ -102,132 +66,6 @@ LOGIT_CAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "sigmoid": _sigmoid_cap,
     "algebraic": _algebraic_cap,
 }
-
-
-def next_multiple(value: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `value`."""
-    return -(-value // multiple) * multiple
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """Everything that shapes the network; plain values, so that it can be saved beside weights.
-
-    A new field needs a default that says what every network was before it: configs that were saved
-    without it are read with that.
-    """
-
-    family: str
-    vocab_size: int  # rows of the embedding tables
-    lm_head_rows: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    model_dim: int
-    max_seq_len: int
-    norm_attention_input: bool
-    norm_values: bool
-    skips: tuple[tuple[int, int, int], ...]  # (block, source block, weight index)
-    attention_layers: tuple[int, ...]
-    value_embed_layers: tuple[tuple[int, int], ...]  # (layer, table)
-    long_window_layers: tuple[int, ...]
-    windows: tuple[int, int]
-    logit_cap: str
-
-    @classmethod
-    def of_family(
-        cls,
-        family: str,
-        *,
-        vocab_size: int,
-        num_layers: int,
-        num_heads: int,
-        model_dim: int,
-        max_seq_len: int,
-        lm_head_rows: int | None = None,
-        attention_layers: tuple[int, ...] | None = None,
-    ) -> GPTConfig:
-        """Fill in a family's facts (`FAMILIES`) for a size.
-
-        `attention_layers` defaults to the scripts' own: all but block 7.
-        Raises ValueError for a size that the family's script could not have trained.
-        """
-        facts = FAMILIES[family]
-        _check_size(family, num_layers, num_heads, model_dim)
-        if attention_layers is None:
-            attention_layers = tuple(i for i in range(num_layers) if i != 7)
-        pattern = facts.window_pattern
-        first_and_last = [(i, i) for i in range(NUM_VALUE_EMBEDS)] + [
-            (num_layers - NUM_VALUE_EMBEDS + i, i) for i in range(NUM_VALUE_EMBEDS)
-        ]
-        return cls(
-            family=family,
-            vocab_size=vocab_size,
-            lm_head_rows=lm_head_rows or next_multiple(vocab_size, VOCAB_MULTIPLE),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            head_dim=model_dim // num_heads,
-            model_dim=model_dim,
-            max_seq_len=max_seq_len,
-            norm_attention_input=facts.norm_attention_input,
-            norm_values=facts.norm_values,
-            skips=tuple(facts.skips(num_layers)),
-            attention_layers=attention_layers,
-            value_embed_layers=tuple((i, t) for i, t in first_and_last if i in attention_layers),
-            long_window_layers=tuple(
-                i for i in range(num_layers) if pattern[i % len(pattern)] == "L"
-            ),
-            windows=facts.windows,
-            logit_cap=facts.logit_cap,
-        )
-
-    @property
-    def tokens_within_windows(self) -> int:
-        """The longest row for which no window binds."""
-        return min(self.windows) * WINDOW_BLOCK
-
-    def to_dict(self) -> dict:
-        """Plain numbers, strings and tuples: what `from_dict` takes back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> GPTConfig:
-        """The config that `to_dict` wrote, with defaults for fields that it did not have yet.
-
-        Raises ValueError for a key that is no field's, and without a field that has no default.
-        """
-        known = {field.name for field in fields(cls)}
-        needed = {
-            field.name
-            for field in fields(cls)
-            if field.default is MISSING and field.default_factory is MISSING
-        }
-        differing = sorted((set(values) - known) | (needed - set(values)))
-        if differing:
-            raise ValueError(
-                f"not the config of a GPT of ours: keys missing or unknown {differing}"
-            )
-        return cls(**{key: _as_tuple(value) for key, value in values.items()})
-
-
-def _as_tuple(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return tuple(_as_tuple(item) for item in value)
-    return value
-
-
-def _check_size(family: str, num_layers: int, num_heads: int, model_dim: int) -> None:
-    if num_layers < 2 * NUM_VALUE_EMBEDS:
-        raise ValueError(
-            f"{num_layers} layers: the value embeddings of the first and last "
-            f"{NUM_VALUE_EMBEDS} layers need at least {2 * NUM_VALUE_EMBEDS}"
-        )
-    if family == "small" and num_layers % 2:
-        raise ValueError(f"{num_layers} layers: format small has an even number of them")
-    if num_heads < 1 or model_dim % num_heads or (model_dim // num_heads) % 4:
-        raise ValueError(
-            f"{num_heads} heads do not cut a width of {model_dim} into heads of a multiple of 4"
-        )
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -609,6 +447,7 @@ class GPTFlexAttention(GPTTrunk):
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]
     ) -> AttentionFn:
+        # It imports torch's compiler, for a second.
         from torch.nn.attention.flex_attention import create_block_mask
 
         device = self.scalars.device
@@ -628,7 +467,7 @@ class GPTFlexAttention(GPTTrunk):
                 mask = dense_mask(rules[long], num_tokens, device)
                 y = F.scaled_dot_product_attention(q, k, v, mask, scale=SOFTMAX_SCALE)
             else:
-                y = _flex_for(device.type)(q, k, v, block_mask=masks[long], scale=SOFTMAX_SCALE)
+                y = flex_for(device.type)(q, k, v, block_mask=masks[long], scale=SOFTMAX_SCALE)
             return y.transpose(1, 2)
 
         return attend
@@ -723,345 +562,6 @@ class GPTBatched(GPTTrunk):
         return self.lm_head_weight
 
 
-def row_multiple(num_tokens: int) -> int:
-    """What a row's length should be a multiple of, so that lengths, and with them the shapes that
-    a machine prepares for, come again: as much as costs at most 1.5 % of the row."""
-    return min(128, 1 << max(0, int(0.015 * num_tokens).bit_length() - 1))
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """Examples one after the other in one row: all that the trunk computes on is real tokens.
-
-    An example too many at the end (`filler`) may bring the row to a round length.
-    """
-
-    input_ids: Tensor  # [N]
-    positions: Tensor  # [N], counted from the beginning of the example
-    docs: Tensor  # [N], the number of the example
-    last: Tensor  # [B], where each example ends; the filler left out
-    lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
-
-    @classmethod
-    def of(cls, input_ids: Tensor, lengths: Sequence[int], multiple: int = 1) -> PackedRow:
-        """Examples of `lengths` tokens from `input_ids` [N]; N is filled up to a `multiple`.
-
-        Raises ValueError where the lengths are not those of the row.
-        """
-        shortest = min(lengths, default=0)
-        if shortest < 1 or sum(lengths) != len(input_ids):
-            raise ValueError(
-                f"lengths that sum to {sum(lengths)}, the shortest {shortest}, for "
-                f"{len(input_ids)} ids: expected one token or more an example, and all of them"
-            )
-        B, filler = len(lengths), -len(input_ids) % multiple
-        lengths = (*lengths, filler) if filler else tuple(lengths)
-        device = input_ids.device
-        sizes = torch.tensor(lengths)
-        ends = sizes.cumsum(0)
-        docs = torch.repeat_interleave(torch.arange(len(lengths)), sizes)  # [N]
-        positions = torch.arange(int(ends[-1])) - (ends - sizes)[docs]  # [N]
-        # The filler may be longer than any example may be.
-        positions[len(input_ids) :] = 0
-        return cls(
-            F.pad(input_ids, (0, filler)),
-            positions.to(device),
-            docs.to(device),
-            (ends[:B] - 1).to(device),
-            lengths,
-        )
-
-    def to(self, device: torch.device) -> PackedRow:
-        """The row on `device`, without waiting for the copy where its memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PackedRow:
-        """The row in memory that a GPU can fetch by itself."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
-        tensors = (self.input_ids, self.positions, self.docs, self.last)
-        return PackedRow(*map(change, tensors), self.lengths)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Examples of like length, padded to one width; the only padding there is."""
-
-    examples: Tensor  # [B], their numbers
-    width: int
-    real: Tensor  # [B, T], False on padding
-
-
-class GroupedAttention:
-    """A packed row's attention as a batch per group of like length: what suits a CPU."""
-
-    def __init__(self, config: GPTConfig, row: PackedRow):
-        self.config = config
-        device = row.input_ids.device
-        lengths = torch.tensor(row.lengths)
-        starts = lengths.cumsum(0) - lengths
-        self.groups = _groups_of_like_length(lengths)
-        # A row [N, H, d] is read as N·H rows of d, in the order of a batch [B, H, T, d].
-        heads = torch.arange(config.num_heads)[:, None]  # [H, 1]
-        places, real = [], []
-        for group in self.groups:
-            tokens = starts[group.examples, None] + torch.arange(group.width)  # [B, T]
-            tokens = torch.where(group.real, tokens, 0)[:, None]  # [B, 1, T]
-            places.append((tokens * config.num_heads + heads).flatten())  # [B·H·T]
-            real.append(group.real[:, None].expand(-1, config.num_heads, -1).flatten())
-        index, real = torch.cat(places), torch.cat(real)
-        inverse = torch.empty(int(lengths.sum()) * config.num_heads, dtype=torch.int64)
-        inverse[index[real]] = real.nonzero()[:, 0]
-        self.index, self.inverse = index.to(device), inverse.to(device)
-        self.index_of_grad = torch.where(real, index, len(inverse)).to(device)
-
-    # Its batches change with every row: compiled code would be made anew each time.
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
-        window = _window_of(self.config, layer)
-        if q.size(1) != k.size(1):
-            return self._from_last_tokens(q, k, v, window)
-        return _GroupedProducts.apply(q, k, v, self, window)
-
-    def gathered(self, x: Tensor) -> Tensor:
-        """[1, N, H, d] -> [B·H·T of all groups, d], padding filled with anything."""
-        return x.reshape(-1, x.size(-1)).index_select(0, self.index)
-
-    def scattered(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `gathered`."""
-        return x.index_select(0, self.inverse).view(shape)
-
-    def batches(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Every group's part [B·H, T, d] of each gathered tensor."""
-        H = self.config.num_heads
-        sizes = [group.real.numel() * H for group in self.groups]
-        parts = zip(*(x.split(sizes) for x in tensors), strict=True)
-        for group, xs in zip(self.groups, parts, strict=True):
-            yield tuple(x.view(len(group.examples) * H, group.width, -1) for x in xs)
-
-    def _from_last_tokens(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        H, outputs = self.config.num_heads, []
-        gathered = (_Gather.apply(x, self) for x in (k, v))
-        for group, (k_group, v_group) in zip(self.groups, self.batches(*gathered), strict=True):
-            last = group.real.sum(1, keepdim=True) - 1  # [B, 1]
-            keys = torch.arange(group.width)  # [T]
-            near = keys // WINDOW_BLOCK > last // WINDOW_BLOCK - window
-            hidden = ~((keys <= last) & near)  # [B, T]
-            hidden = hidden.repeat_interleave(H, dim=0)[:, None].to(q.device)  # [B·H, 1, T]
-            # The filler asks nothing; any question in its place keeps the batch whole.
-            examples = group.examples.clamp(max=q.size(1) - 1).to(q.device)
-            asked = q[0, examples].flatten(end_dim=1)[:, None]  # [B·H, 1, d]
-            scores = (asked @ k_group.mT).float() * SOFTMAX_SCALE  # [B·H, 1, T]
-            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).type_as(q)
-            outputs.append((weights @ v_group).view(len(examples), H, -1))  # [B, H, d]
-        order = torch.cat([group.examples for group in self.groups]).argsort()
-        return torch.cat(outputs)[order[: q.size(1)].to(q.device)][None]
-
-
-class _Gather(torch.autograd.Function):
-    """`gathered`, with its inverse as the backward pass: nothing flows back from padding."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, grouped: GroupedAttention) -> Tensor:
-        ctx.grouped, ctx.shape = grouped, x.shape
-        return grouped.gathered(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.grouped.scattered(grad, ctx.shape), None
-
-
-class _GroupedProducts(torch.autograd.Function):
-    """Attention of many short examples, by matrix products.
-
-    For some dozen tokens the scores are smaller than the queries, so keeping them costs nothing;
-    the backward pass of the CPU's `scaled_dot_product_attention` takes many times as long.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, grouped: GroupedAttention, window: int
-    ) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]."""
-        gathered = [grouped.gathered(x) for x in (q, k, v)]
-        y, weights = torch.empty_like(gathered[0]), []
-        for q_group, k_group, v_group, y_group in grouped.batches(*gathered, y):  # [B·H, T, d]
-            mask = _score_mask(q_group.size(1), window, q.dtype, q.device)
-            scores = torch.baddbmm(mask, q_group, k_group.mT, alpha=SOFTMAX_SCALE)  # [B·H, T, T]
-            weights.append(scores.softmax(-1))
-            torch.bmm(weights[-1], v_group, out=y_group)
-        ctx.grouped = grouped
-        ctx.save_for_backward(*gathered, *weights)
-        return grouped.scattered(y, q.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *weights = ctx.saved_tensors
-        grouped, shape = ctx.grouped, grad.shape
-        # With nothing coming back to it, a padding query sends nothing to real keys.
-        zero_row = F.pad(grad.reshape(-1, grad.size(-1)), (0, 0, 0, 1))  # [N·H + 1, d]
-        grad = zero_row.index_select(0, grouped.index_of_grad)
-        grads = [torch.empty_like(x) for x in (q, k, v)]
-        batches = grouped.batches(q, k, v, grad, *grads)
-        for attended, (q, k, v, grad, grad_q, grad_k, grad_v) in zip(weights, batches, strict=True):
-            torch.bmm(attended.mT, grad, out=grad_v)
-            grad_scores = torch.ops.aten._softmax_backward_data(
-                grad @ v.mT, attended, -1, attended.dtype
-            )  # [B·H, T, T]
-            # beta 0: what stands in grad_q and grad_k before is not read.
-            torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=SOFTMAX_SCALE, out=grad_q)
-            torch.baddbmm(grad_k, grad_scores.mT, q, beta=0, alpha=SOFTMAX_SCALE, out=grad_k)
-        return *(grouped.scattered(x, shape) for x in grads), None, None
-
-
-@lru_cache(maxsize=64)
-def _score_mask(width: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is added to the scores [T, T] of one example: 0 where a query sees a key."""
-    allowed = dense_mask(attention_rule(None, window), width, device)
-    return torch.zeros(width, width, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)
-
-
-def _groups_of_like_length(lengths: Tensor) -> list[_Group]:
-    """The examples in groups of one width each, one of a few widths: every shape that a matrix
-    product has not met yet costs a CPU's library some milliseconds of code generation."""
-    order = lengths.argsort(descending=True, stable=True)
-    widths = [_group_width(int(lengths[example])) for example in order]
-    groups = []
-    for width in dict.fromkeys(widths):
-        examples = order[[i for i, other in enumerate(widths) if other == width]]
-        real = torch.arange(width) < lengths[examples, None]  # [B, T]
-        groups.append(_Group(examples, width, real))
-    return groups
-
-
-def _group_width(length: int) -> int:
-    """16, 32 and so on to 128, then 160, 192, 224, 256, 320 and so on."""
-    return next_multiple(length, max(16, 1 << max(0, (length - 1).bit_length() - 3)))
-
-
-def _window_of(config: GPTConfig, layer: int) -> int:
-    return config.windows[0 if layer in config.long_window_layers else 1]
-
-
-class FlexRowAttention:
-    """A packed row's attention by FlexAttention with a document mask: what suits a GPU."""
-
-    def __init__(self, config: GPTConfig, row: PackedRow):
-        self.config = config
-        self.masks = {
-            window: _document_mask(row, attention_rule(row.docs, window, row.positions))
-            for window in set(config.windows)
-        }
-        self.pooled_masks = {
-            window: _pooled_mask(row, attention_rule(row.docs, window, row.positions))
-            for window in {_window_of(config, config.num_layers - 1)}
-        }
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
-        masks = self.masks if q.size(1) == k.size(1) else self.pooled_masks
-        mask = masks[_window_of(self.config, layer)]
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [1, H, N, d]
-        y = _flex_for(q.device.type)(q, k, v, block_mask=mask, scale=SOFTMAX_SCALE)
-        return y.transpose(1, 2)
-
-
-def _document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
-    """`rule` on every pair of places; key blocks from a query block's first document on.
-
-    `create_block_mask` would look at every pair to find the blocks that the lengths tell.
-    """
-    from torch.nn.attention.flex_attention import BlockMask
-
-    N = sum(row.lengths)
-    lengths = torch.tensor(row.lengths)
-    begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)  # [N]
-    query_blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK)  # [Q]
-    first_blocks = begins[query_blocks * WINDOW_BLOCK] // WINDOW_BLOCK  # [Q]
-    counts = query_blocks - first_blocks + 1  # [Q]
-    indices = (first_blocks[:, None] + query_blocks).clamp(max=len(query_blocks) - 1)  # [Q, K]
-    device = row.input_ids.device
-    return BlockMask.from_kv_blocks(
-        counts.int().to(device, non_blocking=True)[None, None],
-        indices.int().to(device, non_blocking=True)[None, None],
-        BLOCK_SIZE=WINDOW_BLOCK,
-        mask_mod=rule,
-        seq_lengths=(N, N),
-    )
-
-
-def _pooled_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
-    """`rule` between the last token of every example and every place: every block is looked at,
-    since there are few queries."""
-    from torch.nn.attention.flex_attention import BlockMask
-
-    N, B = sum(row.lengths), len(row.last)
-    blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK, device=row.last.device)
-    queries = next_multiple(B, WINDOW_BLOCK) // WINDOW_BLOCK
-    indices = blocks.int().expand(1, 1, queries, -1).contiguous()
-
-    def from_last(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule(batch, head, row.last[query], key)
-
-    return BlockMask.from_kv_blocks(
-        torch.full_like(indices[..., 0], len(blocks)),
-        indices,
-        BLOCK_SIZE=WINDOW_BLOCK,
-        mask_mod=from_last,
-        seq_lengths=(B, N),
-    )
-
-
-class VarlenRowAttention:
-    """A packed row's attention by FlashAttention's kernel for rows of different lengths.
-
-    It knows no window of blocks, so rows for which a window binds are refused.
-    """
-
-    def __init__(self, config: GPTConfig, row: PackedRow):
-        from torch.nn.attention.varlen import varlen_attn
-
-        longest = max(row.lengths)
-        if longest > config.tokens_within_windows:
-            raise ValueError(
-                f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
-                f"blocks of {WINDOW_BLOCK}: use --attention flex, or a smaller --block_size"
-            )
-        device = row.input_ids.device
-        lengths = torch.tensor([0, *row.lengths], dtype=torch.int32)
-        self.attend = varlen_attn
-        self.longest = longest
-        self.ends = lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # [B + 1]
-        # One question an example and none of the filler, whose keys and values must be in the
-        # kernel's reach all the same: its backward pass writes no gradient beyond the last bound.
-        questions = torch.arange(len(lengths), dtype=torch.int32, device=device)
-        self.questions = questions.clamp(max=len(row.last))  # [B + 1]
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
-        q, k, v = q[0], k[0], v[0]  # [N, H, d]
-        if len(q) == len(k):
-            bounds, longest, window = (self.ends, self.ends), self.longest, (-1, 0)
-        else:
-            bounds, longest, window = (self.questions, self.ends), 1, (-1, -1)
-        y = self.attend(
-            q, k, v, *bounds, longest, self.longest, scale=SOFTMAX_SCALE, window_size=window
-        )
-        return y[None]
-
-
-ROW_ATTENTION = {
-    "groups": GroupedAttention,
-    "flex": FlexRowAttention,
-    "varlen": VarlenRowAttention,
-}
-assert tuple(ROW_ATTENTION) == choices.ROW_ATTENTION, "as the flag has them"
-DEFAULT_ROW_ATTENTION = {"cpu": "groups", "cuda": "flex"}
-
-
 class GPTClassification(nn.Module):
     """A trunk and the group's head: Linear(D, D/2), ReLU, dropout, Linear(D/2, classes)."""
 
@@ -1112,52 +612,12 @@ class GPTClassification(nn.Module):
         was cut. -> [B, classes], float32.
         """
         if isinstance(inputs, Tensor):
-            inputs = _pack_padded(inputs, lengths)
+            inputs = pack_padded(inputs, lengths)
         pooled = self.pretrained_model.pooled_features(inputs)  # [B, D]
         hidden = F.relu(self.head["hidden"](pooled))  # [B, D/2]
         if dropout_mask is not None:
             hidden = hidden * dropout_mask
         return self.head["output"](hidden).float()  # [B, classes]
-
-
-def _pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:
-    if lengths is None or input_ids.dim() != 2 or lengths.shape != input_ids.shape[:1]:
-        raise ValueError(
-            f"ids {tuple(input_ids.shape)}: a padded batch is ids [B, T] with lengths [B]"
-        )
-    lengths = lengths.to(input_ids.device)
-    real = torch.arange(input_ids.size(1), device=input_ids.device) < lengths[:, None]  # [B, T]
-    return PackedRow.of(input_ids[real], lengths.tolist())
-
-
-def initial_scalars(num_layers: int) -> Tensor:
-    """[5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
-    return torch.tensor([1.0] * num_layers + [1.0, 0.0] * num_layers + [0.5, 0.5] * num_layers)
-
-
-def attention_rule(
-    docs: Tensor | None, window: int, positions: Tensor | None = None
-) -> Callable[..., Tensor]:
-    """Which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of 128.
-
-    Blocks are counted along the row, or by `positions` [T] where documents count their own.
-    """
-
-    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        visible = query >= key
-        if docs is not None:
-            visible = visible & (docs[query] == docs[key])
-        if positions is not None:
-            query, key = positions[query], positions[key]
-        return visible & (key // WINDOW_BLOCK > query // WINDOW_BLOCK - window)
-
-    return allowed
-
-
-def dense_mask(rule: Callable[..., Tensor], num_tokens: int, device: torch.device) -> Tensor:
-    """`rule` for every pair of positions: bool [T, T], True where query (row) sees key."""
-    positions = torch.arange(num_tokens, device=device)
-    return rule(None, None, positions[:, None], positions[None, :])
 
 
 def compile_trunk(trunk: GPTTrunk) -> None:
@@ -1166,8 +626,8 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     On a CPU every block is compiled around its attention, whose batches vary; elsewhere the walk
     through the blocks as a whole. Lengths are symbols, so that no length compiles anything anew.
     """
-    _allow_recompiling()
-    _leave_groups_uncompiled()
+    allow_recompiling()
+    leave_groups_uncompiled()
     if trunk.scalars.device.type != "cpu":
         trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
         return
@@ -1175,35 +635,6 @@ def compile_trunk(trunk: GPTTrunk) -> None:
     for block in trunk.blocks:
         block.before_attention = torch.compile(block.before_attention, dynamic=True)
         block.after_attention = torch.compile(block.after_attention, dynamic=True)
-
-
-@cache
-def _leave_groups_uncompiled() -> None:
-    """Its shapes are another in every row. The decorator would import the compiler for everybody
-    who imports this file."""
-    GroupedAttention.__call__ = torch.compiler.disable(GroupedAttention.__call__)
-
-
-def _allow_recompiling() -> None:
-    """Some dozen versions: with and without attention, value embeddings, pooling, gradients.
-
-    Beyond its limit torch silently runs uncompiled code, flex with all scores in memory.
-    """
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-
-
-_compiled_flex: dict[str, Callable[..., Tensor]] = {}
-
-
-def _flex_for(device_type: str) -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    if device_type != "cuda" or torch.compiler.is_compiling():
-        return flex_attention
-    if device_type not in _compiled_flex:
-        _allow_recompiling()
-        _compiled_flex[device_type] = torch.compile(flex_attention, dynamic=True)
-    return _compiled_flex[device_type]
 
 
 def _drop_scalar_padding(

@@ -28,16 +28,18 @@ import numpy as np
 import torch
 
 from benchmarks import peers, start_up
-from inference import packed_rows
+from inference import (
+    packed_rows,
+)
 from model import (
     GPTBatched,
     GPTClassification,
     GPTConfig,
-    GroupedAttention,
     PackedRow,
     compile_trunk,
 )
 from xnli_gpt.data.encoded import EncodedSplit, pack
+from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.processors import set_up_libraries
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers

@@ -24,6 +24,7 @@ from torch import Tensor
 import load_checkpoint_helper as loader
 from model import GPTConfig, GPTFlexAttention
 from scripts.make_demo import train_tokenizer
+from xnli_gpt.checkpoints.archive import read_inert
 from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.cache import load_encoded
 from xnli_gpt.data.labels import NLI_CLASSES
@@ -136,7 +137,7 @@ def _fresh(*arguments: object) -> dict:
 
 def cold_read(path: Path) -> dict:
     """Plain reading of the weights' bytes, in the order of the file."""
-    record = loader._read_inert(path)
+    record = read_inert(path)
     entries = {
         record.entry(tensor.storage).header_offset: record.entry(tensor.storage).file_size
         for tensor in record.content["model"].values()

@@ -25,8 +25,15 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from load_checkpoint_helper import SHARD_HEADER_INTS, SHARD_MAGIC, lm_check
-from model import GPTBatched, GPTConfig, next_multiple
+from load_checkpoint_helper import (
+    lm_check,
+)
+from model import (
+    GPTBatched,
+    GPTConfig,
+    next_multiple,
+)
+from xnli_gpt.checkpoints.lm_check import SHARD_HEADER_INTS, SHARD_MAGIC
 from xnli_gpt.data import demo_grammar
 from xnli_gpt.training.progress_line import LineTimes
 from xnli_gpt.training.recipe import learning_rate_factor

@@ -28,7 +28,9 @@ from fuzzing import Kind, Wrong, require_good_message
 from torch import Tensor
 
 import load_checkpoint_helper as loader
-from load_checkpoint_helper import CheckpointError, load_pretrained_checkpoint
+from load_checkpoint_helper import load_pretrained_checkpoint
+from xnli_gpt.errors import CheckpointError
+from xnli_gpt.network.config import initial_scalars
 
 SIZES = {
     "medium": dict(fmt="medium", layers=12, heads=2, dim=8, vocab=10, seed=1),
@@ -882,7 +884,7 @@ def blocks_of_one_storage(base: Base, generator: random.Random) -> Case:
             model[f"blocks.{i}.attn.qkvo_w"] = Spec(storage, 0, (4, dim, dim), (dim * dim, dim, 1))
         model[f"blocks.{i}.mlp.fc_w"] = Spec(storage, 0, (4 * dim, dim), (dim, 1))
         model[f"blocks.{i}.mlp.proj_w"] = Spec(storage, 0, (dim, 4 * dim), (4 * dim, 1))
-    scalars = loader.initial_scalars(layers)
+    scalars = initial_scalars(layers)
     model["scalars"] = Spec(Storage("1", "FloatStorage", 5 * layers), 0, (5 * layers,), (1,))
     data = {"0": bytes(8 * dim * dim), "1": scalars.numpy().tobytes()}
     top = {"step": 1, "code": gpt_call(layers, 2, dim), "model": model}

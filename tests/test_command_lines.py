@@ -15,7 +15,6 @@ import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
 import inference
 import load_checkpoint_helper as inspector
-import model
 import predict_hindi_xnli as predict
 from xnli_gpt import choices
 from xnli_gpt.data import names, pairs, sources
@@ -26,6 +25,7 @@ from xnli_gpt.errors import DataError
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.flags import parse_flags
+from xnli_gpt.network.row_attention import ROW_ATTENTION
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = {
@@ -138,7 +138,7 @@ def assets_of_a_run(tmp_path_factory) -> Path:
 
 
 def test_what_can_be_chosen_is_what_is_there():
-    assert tuple(model.ROW_ATTENTION) == choices.ROW_ATTENTION
+    assert tuple(ROW_ATTENTION) == choices.ROW_ATTENTION
     assert tuple(inference.DTYPES) == choices.DTYPES
     assert pairs.TEMPLATES is choices.TEMPLATES
     metrics = classification_metrics(torch.eye(3), np.arange(3), NLI_CLASSES)

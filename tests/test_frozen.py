@@ -17,7 +17,7 @@ import export
 import finetune_hindi_xnli as finetune
 import model
 from inference import XNLIClassifier
-from model import GPTConfig
+from xnli_gpt.network.config import GPTConfig
 
 FROZEN = Path(__file__).parent / "frozen"
 FLAGS = (

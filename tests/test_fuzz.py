@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from limits import HANG_S
 
 import load_checkpoint_helper as loader
+from xnli_gpt.checkpoints import formats, storages
 from xnli_gpt.choices import TEMPLATES
 from xnli_gpt.data import cache, labels
 
@@ -93,38 +94,39 @@ def test_any_recipe_is_right_or_told(tmp_path_factory, recipe):
 
 def without_checksums(monkeypatch):
     expected = threading.local()
-    stored_pieces, take_in = loader._stored_pieces, loader._take_in
+    stored_pieces, take_in = storages._stored_pieces, storages._take_in
 
     def remember(path, archive, entry):
         expected.crc = entry.CRC
         return stored_pieces(path, archive, entry)
 
-    monkeypatch.setattr(loader, "_stored_pieces", remember)
-    monkeypatch.setattr(loader, "_take_in", lambda *args: (expected.crc, *take_in(*args)[1:]))
+    monkeypatch.setattr(storages, "_stored_pieces", remember)
+    monkeypatch.setattr(storages, "_take_in", lambda *args: (expected.crc, *take_in(*args)[1:]))
 
 
 def output_projection_transposed(monkeypatch):
-    parts = loader._parts_by_target
+    parts = storages.parts_by_target
 
     def turned(*args):
         for target, name, part, place in parts(*args):
             yield target, name, part.T if "attn.c_proj" in target else part, place
 
-    monkeypatch.setattr(loader, "_parts_by_target", turned)
+    monkeypatch.setattr(storages, "parts_by_target", turned)
 
 
 def any_values_let_through(monkeypatch):
-    monkeypatch.setattr(loader, "_check_finite", lambda path, state: None)
+    for module in (loader, storages):
+        monkeypatch.setattr(module, "check_finite", lambda path, state: None)
 
 
 def unknown_keys_let_through(monkeypatch):
-    check, expected = loader._check_tensors, dict(loader._expected_shapes("medium", 12, 7))
+    check, expected = loader.check_tensors, dict(formats._expected_shapes("medium", 12, 7))
 
     def lenient(path, fmt, state):
         known = {name: tensor for name, tensor in state.items() if name in expected}
         return check(path, fmt, known if fmt == "medium" else state)
 
-    monkeypatch.setattr(loader, "_check_tensors", lenient)
+    monkeypatch.setattr(loader, "check_tensors", lenient)
 
 
 def texts_stripped(monkeypatch):

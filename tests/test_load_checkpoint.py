@@ -28,19 +28,21 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
 import finetune_hindi_xnli as finetune
-import load_checkpoint_helper as loader
 from load_checkpoint_helper import (
-    CheckpointError,
     check_flags_against_file,
-    converted_state,
     inspect_checkpoint,
-    lm_check,
     load_pretrained_checkpoint,
     main,
-    read_token_shard,
-    resolve_checkpoint_path,
 )
 from model import GPTBatched, GPTFlexAttention
+from xnli_gpt.checkpoints import storages
+from xnli_gpt.checkpoints.archive import FINE_TUNED_KIND
+from xnli_gpt.checkpoints.conversion import converted_state
+from xnli_gpt.checkpoints.formats import FORMATS, KNOWN_HEADS, OTHER_FAMILIES, TensorRule
+from xnli_gpt.checkpoints.lm_check import lm_check, read_token_shard
+from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
+from xnli_gpt.errors import CheckpointError
+from xnli_gpt.network.config import FAMILIES, initial_scalars
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = {
@@ -240,13 +242,13 @@ def test_code_is_read_and_never_run(tmp_path):
 
 
 def test_heads_of_sizes_in_use_need_no_code(tmp_path, monkeypatch):
-    monkeypatch.setitem(loader.KNOWN_HEADS, ("medium", 12, 16), 4)
+    monkeypatch.setitem(KNOWN_HEADS, ("medium", 12, 16), 4)
     info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium", code=""))
     assert (info["num_heads"], info["head_count_from"]) == (4, "sizes in use")
 
 
 def test_code_is_believed_before_the_sizes_in_use(tmp_path, monkeypatch):
-    monkeypatch.setitem(loader.KNOWN_HEADS, ("medium", 12, 16), 4)
+    monkeypatch.setitem(KNOWN_HEADS, ("medium", 12, 16), 4)
     info, _ = inspect_checkpoint(tiny_file(tmp_path, "medium"))
     assert (info["num_heads"], info["head_count_from"]) == (2, "code")
 
@@ -256,7 +258,7 @@ def test_code_is_believed_before_the_sizes_in_use(tmp_path, monkeypatch):
     [(16, 1024, 8), (24, 1152, 18), (36, 1280, 20), (20, 1280, 10), (24, 1536, 12)],
 )
 def test_the_sizes_in_use_are_those_of_the_design(layers, dim, heads):
-    assert loader.KNOWN_HEADS["medium", layers, dim] == heads
+    assert KNOWN_HEADS["medium", layers, dim] == heads
 
 
 def test_small_heads_are_always_of_128(tmp_path):
@@ -275,7 +277,7 @@ def test_small_of_a_width_without_heads_of_128_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("code, source", [(gpt_call(12, 4, 16), "code"), ("", "sizes in use")])
 def test_a_contradicted_head_count_names_both_values(tmp_path, monkeypatch, code, source):
-    monkeypatch.setitem(loader.KNOWN_HEADS, ("medium", 12, 16), 4)
+    monkeypatch.setitem(KNOWN_HEADS, ("medium", 12, 16), 4)
     path = tiny_file(tmp_path, "medium", code=code)
     with pytest.raises(CheckpointError, match=rf"4 \({source}\).*2 \(--n_head\)") as caught:
         inspect_checkpoint(path, num_heads=2)
@@ -356,7 +358,7 @@ def test_a_scalar_that_training_cannot_have_moved_is_named(tmp_path, capsys, ind
 @BOTH
 def test_untrained_scalars_are_said(tmp_path, fmt):
     layers = TINY[fmt]["layers"]
-    state = tiny_state(fmt) | {"scalars": loader.initial_scalars(layers)}
+    state = tiny_state(fmt) | {"scalars": initial_scalars(layers)}
     info, _ = inspect_checkpoint(tiny_file(tmp_path, fmt, state))
     assert info["fingerprint"]["verdict"] == "not trained"
 
@@ -705,7 +707,7 @@ def assert_holds(trunk: GPTBatched, fmt: str, state: dict[str, Tensor]) -> None:
 @BOTH
 @pytest.mark.parametrize("piece_bytes", [64, 1000, 1 << 20])
 def test_pieces_of_any_size_give_the_same_weights(tmp_path, monkeypatch, fmt, piece_bytes):
-    monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(storages, "PIECE_BYTES", piece_bytes)
     state = tiny_state(fmt)
     state["embed.weight"] = state["embed.weight"].double()
     trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, state))
@@ -743,7 +745,7 @@ def one_value_table(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("piece_bytes", [1000, 1 << 20])
 @pytest.mark.parametrize("store", [one_buffer, in_a_larger_buffer, column_major, one_value_table])
 def test_however_tensors_lie_in_storages(tmp_path, monkeypatch, fmt, store, piece_bytes):
-    monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(storages, "PIECE_BYTES", piece_bytes)
     state = store(tiny_state(fmt))
     trunk, _, checkpoint = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, state))
     assert_holds(trunk, fmt, state)
@@ -851,7 +853,7 @@ def test_a_value_that_is_not_finite_is_found(tmp_path, monkeypatch, dtype, value
     weight.view(-1)[place] = value
     path = tiny_file(tmp_path, "medium", tiny_state("medium") | {name: weight})
     for piece_bytes in (1000, 1 << 20):
-        monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr(storages, "PIECE_BYTES", piece_bytes)
         for read in (inspect_checkpoint, load_pretrained_checkpoint):
             with pytest.raises(CheckpointError, match=r"NaN or infinity in value_embeds\.1\."):
                 read(path)
@@ -1099,7 +1101,7 @@ EXAMPLES_OF_OTHER_FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", [family for _, family in loader.OTHER_FAMILIES])
+@pytest.mark.parametrize("family", [family for _, family in OTHER_FAMILIES])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 def test_another_family_is_named(tmp_path, capsys, family, prefix):
     key = EXAMPLES_OF_OTHER_FAMILIES[family]
@@ -1108,10 +1110,10 @@ def test_another_family_is_named(tmp_path, capsys, family, prefix):
     assert_refused(tiny_file(tmp_path, "medium", state), match, capsys)
 
 
-MEDIUM = loader.FORMATS["medium"]
+MEDIUM = FORMATS["medium"]
 # Formats with medium's names: what their tables have instead of, or besides, its rules.
-GATED = loader.TensorRule("blocks.{i}.mlp.gate", ("D",), {})
-TURNED = loader.TensorRule("blocks.{i}.mlp.fc_w", ("D", "4D"), {"blocks.{i}.mlp.c_fc.weight": None})
+GATED = TensorRule("blocks.{i}.mlp.gate", ("D",), {})
+TURNED = TensorRule("blocks.{i}.mlp.fc_w", ("D", "4D"), {"blocks.{i}.mlp.c_fc.weight": None})
 LIKE_MEDIUM = {
     "gated": (*MEDIUM, GATED),
     "turned": tuple(TURNED if rule.name == TURNED.name else rule for rule in MEDIUM),
@@ -1120,9 +1122,9 @@ LIKE_MEDIUM = {
 
 def register(monkeypatch, name: str, rules: tuple, like: str, **facts: object) -> None:
     """A format and its family, for one test."""
-    monkeypatch.setitem(loader.FORMATS, name, rules)
-    family = dataclasses.replace(loader.FAMILIES[like], **facts)
-    monkeypatch.setitem(loader.FAMILIES, name, family)
+    monkeypatch.setitem(FORMATS, name, rules)
+    family = dataclasses.replace(FAMILIES[like], **facts)
+    monkeypatch.setitem(FAMILIES, name, family)
 
 
 @pytest.fixture
@@ -1173,7 +1175,7 @@ def test_scalars_tell_formats_with_the_same_keys_and_shapes(tmp_path, monkeypatc
     for name, of_layers in skips.items():
         register(monkeypatch, name, MEDIUM, "medium", skips=of_layers)
     state = tiny_state("medium")
-    base = loader.initial_scalars(TINY["medium"]["layers"])
+    base = initial_scalars(TINY["medium"]["layers"])
     for name, read in {"medium": (2, 4, 6), "other weights": (1, 3)}.items():
         scalars = base.clone()
         scalars[list(read)] = 0.7
@@ -1187,7 +1189,7 @@ def test_what_no_fact_tells_apart_is_not_guessed(tmp_path, capsys, monkeypatch, 
     register(monkeypatch, "twin", MEDIUM, "medium", **facts)
     state = tiny_state("medium")
     if not trained:
-        state["scalars"] = loader.initial_scalars(TINY["medium"]["layers"])
+        state["scalars"] = initial_scalars(TINY["medium"]["layers"])
     assert_refused(tiny_file(tmp_path, "medium", state), "of medium and twin alike", capsys)
     assert inspect_checkpoint(tiny_file(tmp_path, "small"))[0]["checkpoint_format"] == "small"
 
@@ -1199,7 +1201,7 @@ def test_what_is_wrong_with_a_file_of_two_formats_is_said_of_both(tmp_path, caps
 
 
 def test_a_format_that_is_known_is_not_refused_by_a_name_of_unknown_ones(tmp_path, monkeypatch):
-    gate = loader.TensorRule("blocks.{i}.attn.attn_gate", ("D",), {})
+    gate = TensorRule("blocks.{i}.attn.attn_gate", ("D",), {})
     register(monkeypatch, "with gates", (*MEDIUM, gate), "medium")
     state = tiny_state("medium")
     dim = TINY["medium"]["dim"]
@@ -1217,10 +1219,10 @@ APART = {
 
 def rules_apart(fmt: str, parts: dict[str, int | slice]) -> tuple:
     joined = APART[fmt][0]
-    others = [rule for rule in loader.FORMATS[fmt] if joined not in rule.name]
+    others = [rule for rule in FORMATS[fmt] if joined not in rule.name]
     ours = "blocks.{i}.attn.qkv_w"
     rules = [
-        loader.TensorRule(
+        TensorRule(
             f"blocks.{{i}}.attn.{name}.weight",
             (2, "I", "D") if name == "c_kv" else ("I", "D"),
             {"blocks.{i}.attn.c_proj.weight" if part == 3 else ours: None},
@@ -1257,7 +1259,7 @@ def apart(monkeypatch):
 def test_tensors_apart_load_as_those_that_stand_together(
     tmp_path, monkeypatch, apart, fmt, store, piece_bytes
 ):
-    monkeypatch.setattr(loader, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(storages, "PIECE_BYTES", piece_bytes)
     # In the dtypes of the parts, whatever the place in memory.
     together = store(tiny_state(fmt))
     expected, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, together))
@@ -1310,7 +1312,7 @@ def test_every_tensor_that_stands_apart_must_be_there_and_right(tmp_path, capsys
     ids=["a gap", "one place twice", "overlap", "too long", "a row", "no place"],
 )
 def test_a_table_whose_parts_make_no_whole_fills_nothing(monkeypatch, parts):
-    monkeypatch.setitem(loader.FORMATS, "wrong", rules_apart("small", parts))
+    monkeypatch.setitem(FORMATS, "wrong", rules_apart("small", parts))
     state = {
         f"blocks.0.attn.{name}.weight": torch.ones((2, 128, 128) if name == "c_kv" else (128, 128))
         for name in parts
@@ -1321,7 +1323,7 @@ def test_a_table_whose_parts_make_no_whole_fills_nothing(monkeypatch, parts):
 
 def test_a_fine_tuned_checkpoint_of_ours_is_named(tmp_path, capsys):
     path = tmp_path / "file.pt"
-    torch.save({"kind": loader.FINE_TUNED_KIND, "weights": tiny_state("medium")}, path)
+    torch.save({"kind": FINE_TUNED_KIND, "weights": tiny_state("medium")}, path)
     assert_refused(path, "fine-tuned checkpoint of this project.*--eval_only", capsys)
 
 

@@ -10,8 +10,9 @@ from checkpoints import GOLDEN_SIZES, golden_case, golden_state, random_state
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 
-from load_checkpoint_helper import converted_state
-from model import GPTBatched, GPTClassification, GPTConfig, GPTFlexAttention, initial_scalars
+from model import GPTBatched, GPTClassification, GPTFlexAttention
+from xnli_gpt.checkpoints.conversion import converted_state
+from xnli_gpt.network.config import GPTConfig, initial_scalars
 
 SIZES = {
     "small L6": dict(fmt="small", layers=6, heads=1, world_size=1),

@@ -18,18 +18,17 @@ from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import create_block_mask
 
 from model import (
-    FlexRowAttention,
     GPTBatched,
     GPTClassification,
     GPTConfig,
-    GroupedAttention,
     PackedRow,
-    VarlenRowAttention,
     attention_rule,
     compile_trunk,
     dense_mask,
-    row_multiple,
 )
+from xnli_gpt.network.grouped_attention import GroupedAttention
+from xnli_gpt.network.packed_row import row_multiple
+from xnli_gpt.network.row_attention import FlexRowAttention, VarlenRowAttention
 from xnli_gpt.training.order import cut_by_tokens
 
 VOCAB, NUM_CLASSES = 50, 3

@@ -12,8 +12,9 @@ import torch
 from shell import ROOT, make_venv, stub
 
 import finetune_hindi_xnli as finetune
-from load_checkpoint_helper import lm_check, load_pretrained_checkpoint, read_token_shard
+from load_checkpoint_helper import load_pretrained_checkpoint
 from scripts import make_demo
+from xnli_gpt.checkpoints.lm_check import lm_check, read_token_shard
 from xnli_gpt.evaluation.metrics import main_metrics
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.slurm")])

@@ -36,3 +36,7 @@ class PredictionsError(XNLIError, ValueError):
 
 class DataError(XNLIError, ValueError):
     """Data or tokenizer can't be used; the message says where, what was found and what to do."""
+
+
+class CheckpointError(XNLIError, ValueError):
+    """A checkpoint can't be used; the message says the file, what was found and what to do."""

@@ -1,0 +1,49 @@
+"""The path of one checkpoint: the best file of globs, and what to give instead of a folder."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from xnli_gpt.checkpoints.wording import listed
+from xnli_gpt.errors import CheckpointError
+
+
+def resolve_checkpoint_path(patterns: str | Path | Sequence[str | Path]) -> Path:
+    """The best file of paths and globs: the lowest `_val…` in the name, without one the highest
+    step. Raises CheckpointError where a pattern matches nothing."""
+    patterns = [patterns] if isinstance(patterns, str | Path) else patterns
+    candidates = []
+    for pattern in map(str, patterns):
+        # A literal path may hold glob characters.
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not matches:
+            what = "matches no file" if glob.has_magic(pattern) else "no such file"
+            raise CheckpointError(f"{pattern}: {what}; give the path of a pretrained checkpoint")
+        candidates += [Path(match) for match in matches]
+    return min(dict.fromkeys(candidates), key=_preference)
+
+
+def _preference(path: Path) -> tuple[float, float]:
+    loss = re.search(r"_val(\d+(?:\.\d+)?)", path.name)
+    step = re.search(r"step(\d+)", path.name)
+    return (
+        float(loss[1]) if loss else float("inf"),
+        -float(step[1]) if step else 0.0,
+    )
+
+
+def told_of_folder(folder: Path) -> str:
+    """What to give instead of a folder."""
+    names = sorted(path.name for path in folder.glob("*.pt"))
+    if not names:
+        return f"{folder}: a folder, not a file, and without a *.pt in it; give a checkpoint's path"
+    if len(names) == 1:
+        return f"{folder}: a folder, not a file; give the checkpoint in it, {folder / names[0]}"
+    return (
+        f"{folder}: a folder, not a file, with {len(names)} checkpoints ({listed(names)}); give "
+        f"one of them, or '{folder}/*.pt' in quotes for the best"
+    )

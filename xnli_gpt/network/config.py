@@ -1,0 +1,187 @@
+"""What shapes the network: the families of training scripts as facts, and the config of a size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
+
+import torch
+from torch import Tensor
+
+SOFTMAX_SCALE = 0.12
+WINDOW_BLOCK = 128
+VOCAB_MULTIPLE = 128
+NUM_VALUE_EMBEDS = 3
+SCALARS_PER_LAYER = 5
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the training scripts of one family have in common; `GPTConfig.of_family` applies it."""
+
+    norm_attention_input: bool
+    norm_values: bool
+    skips: Callable[[int], list[tuple[int, int, int]]]  # L -> (block, source block, weight index)
+    window_pattern: str  # L = long window, S = short, one letter a layer
+    windows: tuple[int, int]  # (long, short) at the end of pretraining, in blocks of 128 tokens
+    logit_cap: str
+
+
+def _mirrored_skips(num_layers: int) -> list[tuple[int, int, int]]:
+    half = num_layers // 2
+    return [(i, num_layers - 1 - i, i - half) for i in range(half, num_layers)]
+
+
+def _three_fixed_skips(num_layers: int) -> list[tuple[int, int, int]]:
+    return [(i, j, j) for i, j in ((9, 6), (10, 4), (11, 2)) if i < num_layers]
+
+
+FAMILIES: dict[str, Family] = {
+    "small": Family(
+        norm_attention_input=True,
+        norm_values=False,
+        skips=_mirrored_skips,
+        window_pattern="LSSSLSSLSSSL",
+        windows=(14, 7),
+        logit_cap="sigmoid",
+    ),
+    "medium": Family(
+        norm_attention_input=False,
+        norm_values=True,
+        skips=_three_fixed_skips,
+        window_pattern="LSSSLSSSSSSLSSSL",
+        windows=(27, 13),
+        logit_cap="algebraic",
+    ),
+}
+
+
+def next_multiple(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that shapes the network; plain values, so that it can be saved beside weights.
+
+    A new field needs a default that says what every network was before it: configs that were saved
+    without it are read with that.
+    """
+
+    family: str
+    vocab_size: int  # rows of the embedding tables
+    lm_head_rows: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    model_dim: int
+    max_seq_len: int
+    norm_attention_input: bool
+    norm_values: bool
+    skips: tuple[tuple[int, int, int], ...]  # (block, source block, weight index)
+    attention_layers: tuple[int, ...]
+    value_embed_layers: tuple[tuple[int, int], ...]  # (layer, table)
+    long_window_layers: tuple[int, ...]
+    windows: tuple[int, int]
+    logit_cap: str
+
+    @classmethod
+    def of_family(
+        cls,
+        family: str,
+        *,
+        vocab_size: int,
+        num_layers: int,
+        num_heads: int,
+        model_dim: int,
+        max_seq_len: int,
+        lm_head_rows: int | None = None,
+        attention_layers: tuple[int, ...] | None = None,
+    ) -> GPTConfig:
+        """Fill in a family's facts (`FAMILIES`) for a size.
+
+        `attention_layers` defaults to the scripts' own: all but block 7.
+        Raises ValueError for a size that the family's script could not have trained.
+        """
+        facts = FAMILIES[family]
+        _check_size(family, num_layers, num_heads, model_dim)
+        if attention_layers is None:
+            attention_layers = tuple(i for i in range(num_layers) if i != 7)
+        pattern = facts.window_pattern
+        first_and_last = [(i, i) for i in range(NUM_VALUE_EMBEDS)] + [
+            (num_layers - NUM_VALUE_EMBEDS + i, i) for i in range(NUM_VALUE_EMBEDS)
+        ]
+        return cls(
+            family=family,
+            vocab_size=vocab_size,
+            lm_head_rows=lm_head_rows or next_multiple(vocab_size, VOCAB_MULTIPLE),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            head_dim=model_dim // num_heads,
+            model_dim=model_dim,
+            max_seq_len=max_seq_len,
+            norm_attention_input=facts.norm_attention_input,
+            norm_values=facts.norm_values,
+            skips=tuple(facts.skips(num_layers)),
+            attention_layers=attention_layers,
+            value_embed_layers=tuple((i, t) for i, t in first_and_last if i in attention_layers),
+            long_window_layers=tuple(
+                i for i in range(num_layers) if pattern[i % len(pattern)] == "L"
+            ),
+            windows=facts.windows,
+            logit_cap=facts.logit_cap,
+        )
+
+    @property
+    def tokens_within_windows(self) -> int:
+        """The longest row for which no window binds."""
+        return min(self.windows) * WINDOW_BLOCK
+
+    def to_dict(self) -> dict:
+        """Plain numbers, strings and tuples: what `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> GPTConfig:
+        """The config that `to_dict` wrote, with defaults for fields that it did not have yet.
+
+        Raises ValueError for a key that is no field's, and without a field that has no default.
+        """
+        known = {field.name for field in fields(cls)}
+        needed = {
+            field.name
+            for field in fields(cls)
+            if field.default is MISSING and field.default_factory is MISSING
+        }
+        differing = sorted((set(values) - known) | (needed - set(values)))
+        if differing:
+            raise ValueError(
+                f"not the config of a GPT of ours: keys missing or unknown {differing}"
+            )
+        return cls(**{key: _as_tuple(value) for key, value in values.items()})
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return tuple(_as_tuple(item) for item in value)
+    return value
+
+
+def _check_size(family: str, num_layers: int, num_heads: int, model_dim: int) -> None:
+    if num_layers < 2 * NUM_VALUE_EMBEDS:
+        raise ValueError(
+            f"{num_layers} layers: the value embeddings of the first and last "
+            f"{NUM_VALUE_EMBEDS} layers need at least {2 * NUM_VALUE_EMBEDS}"
+        )
+    if family == "small" and num_layers % 2:
+        raise ValueError(f"{num_layers} layers: format small has an even number of them")
+    if num_heads < 1 or model_dim % num_heads or (model_dim // num_heads) % 4:
+        raise ValueError(
+            f"{num_heads} heads do not cut a width of {model_dim} into heads of a multiple of 4"
+        )
+
+
+def initial_scalars(num_layers: int) -> Tensor:
+    """[5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
+    return torch.tensor([1.0] * num_layers + [1.0, 0.0] * num_layers + [0.5, 0.5] * num_layers)

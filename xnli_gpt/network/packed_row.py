@@ -1,0 +1,81 @@
+"""Examples one after the other in one row, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def row_multiple(num_tokens: int) -> int:
+    """What a row's length should be a multiple of, so that lengths, and with them the shapes that
+    a machine prepares for, come again: as much as costs at most 1.5 % of the row."""
+    return min(128, 1 << max(0, int(0.015 * num_tokens).bit_length() - 1))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Examples one after the other in one row: all that the trunk computes on is real tokens.
+
+    An example too many at the end (`filler`) may bring the row to a round length.
+    """
+
+    input_ids: Tensor  # [N]
+    positions: Tensor  # [N], counted from the beginning of the example
+    docs: Tensor  # [N], the number of the example
+    last: Tensor  # [B], where each example ends; the filler left out
+    lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
+
+    @classmethod
+    def of(cls, input_ids: Tensor, lengths: Sequence[int], multiple: int = 1) -> PackedRow:
+        """Examples of `lengths` tokens from `input_ids` [N]; N is filled up to a `multiple`.
+
+        Raises ValueError where the lengths are not those of the row.
+        """
+        shortest = min(lengths, default=0)
+        if shortest < 1 or sum(lengths) != len(input_ids):
+            raise ValueError(
+                f"lengths that sum to {sum(lengths)}, the shortest {shortest}, for "
+                f"{len(input_ids)} ids: expected one token or more an example, and all of them"
+            )
+        B, filler = len(lengths), -len(input_ids) % multiple
+        lengths = (*lengths, filler) if filler else tuple(lengths)
+        device = input_ids.device
+        sizes = torch.tensor(lengths)
+        ends = sizes.cumsum(0)
+        docs = torch.repeat_interleave(torch.arange(len(lengths)), sizes)  # [N]
+        positions = torch.arange(int(ends[-1])) - (ends - sizes)[docs]  # [N]
+        # The filler may be longer than any example may be.
+        positions[len(input_ids) :] = 0
+        return cls(
+            F.pad(input_ids, (0, filler)),
+            positions.to(device),
+            docs.to(device),
+            (ends[:B] - 1).to(device),
+            lengths,
+        )
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row on `device`, without waiting for the copy where its memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedRow:
+        """The row in memory that a GPU can fetch by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
+        tensors = (self.input_ids, self.positions, self.docs, self.last)
+        return PackedRow(*map(change, tensors), self.lengths)
+
+
+def pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:
+    if lengths is None or input_ids.dim() != 2 or lengths.shape != input_ids.shape[:1]:
+        raise ValueError(
+            f"ids {tuple(input_ids.shape)}: a padded batch is ids [B, T] with lengths [B]"
+        )
+    lengths = lengths.to(input_ids.device)
+    real = torch.arange(input_ids.size(1), device=input_ids.device) < lengths[:, None]  # [B, T]
+    return PackedRow.of(input_ids[real], lengths.tolist())
