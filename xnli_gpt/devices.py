@@ -32,7 +32,7 @@ FAST_FLOAT16 = ((6, 0), (7, 0), (7, 2), (7, 5))
 # The last CUDA whose builds of torch have code for GPUs before Turing.
 LEGACY_CUDA, TURING = "12.6", (7, 5)
 # Tokens, width and repetitions of the timing: a tenth of a second on two cores.
-TIMED_TOKENS, TIMED_WIDTH, REPETITIONS = 128, 512, 4
+TIMED_TOKENS, TIMED_WIDTH, REPETITIONS = 128, 512, 5
 # The exact precision is kept where half of it is hardly faster.
 WORTHWHILE = 0.95
 
@@ -183,14 +183,20 @@ def _block_step(dtype: torch.dtype) -> Callable[[], None]:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _seconds_of_steps(dtypes: Sequence[torch.dtype]) -> list[float]:
-    """Return the shortest time of a step in each, taken in turn: a neighbour disturbs all alike."""
+    """Return the least time that one thread computes for a step in each, taken in turn.
+
+    Not the time that passes: a run would get another precision because of its neighbours.
+    """
     steps = [_block_step(dtype) for dtype in dtypes]
     times: list[list[float]] = [[] for _ in steps]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(REPETITIONS + 1):
         for step, own in zip(steps, times, strict=True):
-            started = time.perf_counter()
+            started = time.thread_time()
             step()
-            own.append(time.perf_counter() - started)
+            own.append(time.thread_time() - started)
+    torch.set_num_threads(threads)
     # The first generates code.
     return [min(own[1:]) for own in times]
 
