@@ -11,6 +11,7 @@ saved: the same command goes on.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -1683,13 +1684,17 @@ def _among_several() -> bool:
 
 
 def end_process(code: int) -> None:
-    """Of several ranks, one whose peers have ended might wait for them for ever in what Python
-    does at its end."""
+    """End the process; of several ranks, without what C++ libraries do at their end: one whose
+    peers have ended might wait for them for ever, and gloo's threads may abort a run that is done.
+    """
+    if not _among_several():
+        sys.exit(code)
+    if code == 0:
+        # Loggers write what they still hold.
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code != 0 and _among_several():
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)
 
 
 if __name__ == "__main__":
