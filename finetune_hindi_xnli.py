@@ -671,9 +671,7 @@ def find_save(
             _require_same(decisive, earlier, f"--out_dir {args.out_dir}")
             return None
         path, content = found
-        content["decisive"] = _in_todays_terms(
-            content["decisive"], content.get("tokenizer_file"), encoding
-        )
+        _bring_to_todays_terms(content, encoding)
         keep_precision(args, inputs, decisive, content["decisive"])
         why_not = _why_not_longer(decisive, content, num_examples)
         if why_not is not None:
@@ -688,10 +686,11 @@ def find_save(
     decisive["--dtype"] = inputs.precision.name
     if path is None:
         return None
-    content = own[0] if own else read_save(path)
-    content["decisive"] = _in_todays_terms(
-        content["decisive"], content.get("tokenizer_file"), encoding
-    )
+    if own:
+        content = own[0]
+    else:
+        content = read_save(path)
+        _bring_to_todays_terms(content, encoding)
     # A file system may show different ranks different saves for a while.
     steps = inputs.ranks.gathered(content["progress"]["step"])
     if len(set(steps)) > 1:
@@ -747,6 +746,11 @@ def _decisive_of_earlier(args: argparse.Namespace) -> tuple[dict, str | None] | 
         return dict(found["decisive"]), found["tokenizer"].get("file_sha256")
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         return {}, None
+
+
+def _bring_to_todays_terms(save: dict, encoding: PairEncoding) -> None:
+    """Put what decided the run of a save as `_in_todays_terms` has it."""
+    save["decisive"] = _in_todays_terms(save["decisive"], save.get("tokenizer_file"), encoding)
 
 
 def _in_todays_terms(earlier: dict, tokenizer_file: str | None, encoding: PairEncoding) -> dict:
