@@ -12,7 +12,6 @@ asked can't be done (said in lines that begin with "error:"), 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -25,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xnli_gpt.choices import RESAMPLES, SPLITS
+from xnli_gpt.commands import Command, exit_code_of
 from xnli_gpt.data.names import (
     KNOWN_NAMES,
     dataset_names,
@@ -32,16 +32,10 @@ from xnli_gpt.data.names import (
     problems_of_datasets,
     short_name,
 )
+from xnli_gpt.errors import UsageError
 from xnli_gpt.evaluation.metrics import METRICS
-from xnli_gpt.flags import (
-    MACHINE_FLAGS,
-    Flag,
-    FlagGroups,
-    UsageError,
-    exit_code_of,
-    parse_flags,
-    refuse_wrong_words,
-)
+from xnli_gpt.machine import InferenceOptions
+from xnli_gpt.options import group, option
 from xnli_gpt.processors import set_up_libraries
 
 TEXT_COLUMNS, LABEL_COLUMN = ["premise", "hypothesis"], "label"
@@ -51,100 +45,110 @@ PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 RECIPE_FACTS = ("config", "tokenizer_sha256", "template", "block_size", "pretrained_step")
 EXIT_INTERRUPTED = 130
 
-FLAGS: FlagGroups = {
-    "what is scored": (
-        Flag(
-            "checkpoint",
-            Path,
-            None,
-            "NAME-ckpt.pt of a run, or the run's folder; of several seeds, each",
-            count="+",
-            must_exist=True,
-        ),
-        Flag(
-            "predictions",
-            Path,
-            None,
-            "instead of checkpoints: predictions.jsonl, or folders that hold one",
-            count="+",
-            must_exist=True,
-        ),
-        Flag(
-            "compare",
-            Path,
-            None,
-            "checkpoints or predictions of another recipe, for a paired comparison",
-            count="+",
-            must_exist=True,
-        ),
-        Flag(
-            "names",
-            str,
-            None,
-            "of the two sides of --compare; default what differs between their paths",
-            count=2,
-        ),
-        Flag("hypothesis_only", bool, False, "also train a baseline that never sees a premise"),
-    ),
-    "data": (
-        Flag(
-            "dataset",
-            Path,
-            None,
-            "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder (./NAME where it has "
-            "one of these names), or a name on the Hub; default the data that the checkpoint was "
-            "fine-tuned on, with predictions alone what they hold",
-            count="+",
-            metavar="NAME",
-        ),
-        Flag("split", str, "test", "the split that is scored", choices=SPLITS),
-        Flag("dataset_config", str, None, "configuration of a Hub dataset"),
-        Flag("data_dir", Path, None, "folder that holds the datasets, or a copy of a repository"),
-        Flag(
-            "text_column",
-            str,
-            None,
-            f"columns of premise, hypothesis; default {' '.join(TEXT_COLUMNS)}, without --dataset "
-            "those of the run",
-            count=2,
-        ),
-        Flag(
-            "label_column",
-            str,
-            None,
-            f"column of the label; default {LABEL_COLUMN}, without --dataset that of the run",
-        ),
-        Flag(
-            "block_size",
-            int,
-            None,
-            "tokens of a row at most, premises are cut; default the checkpoint's, which other "
-            "languages may exceed",
-            low=8,
-            high=1 << 16,
-        ),
-        Flag("cache_dir", Path, "cache", "folder of the tokenised data"),
-    ),
-    "intervals": (
-        Flag("bootstrap_samples", int, RESAMPLES, "draws of premises", low=100, high=10**6),
-        Flag("seed", int, 0, "of the draws", low=0, high=2**32 - 1),
-    ),
-    "machine": MACHINE_FLAGS,
-    "output": (
-        Flag("out_dir", Path, "out/evaluation", "folder of results.json, predictions.jsonl"),
-        Flag("report", bool, True, "write report.html, report.md and figures there"),
-    ),
-}
-DESCRIPTION = "Score fine-tuned checkpoints or predictions, with intervals and comparisons."
+
+@dataclass(frozen=True)
+class ScoredOptions:
+    """The models or predictions that are scored and compared."""
+
+    checkpoint: tuple[str, ...] | None = option(
+        None,
+        "NAME-ckpt.pt of a run, or the run's folder; of several seeds, each",
+        must_exist=True,
+        is_path=True,
+    )
+    predictions: tuple[str, ...] | None = option(
+        None,
+        "instead of checkpoints: predictions.jsonl, or folders that hold one",
+        must_exist=True,
+        is_path=True,
+    )
+    compare: tuple[str, ...] | None = option(
+        None,
+        "checkpoints or predictions of another recipe, for a paired comparison",
+        must_exist=True,
+        is_path=True,
+    )
+    names: tuple[str, str] | None = option(
+        None, "of the two sides of --compare; default what differs between their paths"
+    )
+    hypothesis_only: bool = option(False, "also train a baseline that never sees a premise")
 
 
-def problems_of_names(args: argparse.Namespace) -> list[str]:
+@dataclass(frozen=True)
+class ScoredDataOptions:
+    """The rows that are scored."""
+
+    dataset: tuple[str, ...] | None = option(
+        None,
+        "one or several: hindi_xnli, xnli_LANG, xnli_all, demo, a folder (./NAME where it has "
+        "one of these names), or a name on the Hub; default the data that the checkpoint was "
+        "fine-tuned on, with predictions alone what they hold",
+        metavar="NAME",
+        is_path=True,
+    )
+    split: str = option("test", "the split that is scored", choices=SPLITS)
+    dataset_config: str | None = option(None, "configuration of a Hub dataset")
+    data_dir: str | None = option(
+        None, "folder that holds the datasets, or a copy of a repository", is_path=True
+    )
+    text_column: tuple[str, str] | None = option(
+        None,
+        f"columns of premise, hypothesis; default {' '.join(TEXT_COLUMNS)}, without --dataset "
+        "those of the run",
+    )
+    label_column: str | None = option(
+        None, f"column of the label; default {LABEL_COLUMN}, without --dataset that of the run"
+    )
+    block_size: int | None = option(
+        None,
+        "tokens of a row at most, premises are cut; default the checkpoint's, which other "
+        "languages may exceed",
+        low=8,
+        high=1 << 16,
+    )
+    cache_dir: Path = option(Path("cache"), "folder of the tokenised data")
+
+
+@dataclass(frozen=True)
+class IntervalOptions:
+    """How intervals are drawn."""
+
+    bootstrap_samples: int = option(RESAMPLES, "draws of premises", low=100, high=10**6)
+    seed: int = option(0, "of the draws", low=0, high=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is left, and where."""
+
+    out_dir: Path = option(Path("out/evaluation"), "folder of results.json, predictions.jsonl")
+    report: bool = option(True, "write report.html, report.md and figures there")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The configuration of an evaluation."""
+
+    scored: ScoredOptions = group(ScoredOptions, "what is scored")
+    data: ScoredDataOptions = group(ScoredDataOptions, "data")
+    intervals: IntervalOptions = group(IntervalOptions, "intervals")
+    machine: InferenceOptions = group(InferenceOptions, "machine")
+    output: OutputOptions = group(OutputOptions, "output")
+
+
+def problems_of_names(config: Evaluation) -> list[str]:
     """What is wrong with names that only a table of names knows."""
-    return problems_of_datasets(args.dataset, args.data_dir)
+    return problems_of_datasets(config.data.dataset, config.data.data_dir)
 
+
+COMMAND = Command(
+    "Score fine-tuned checkpoints or predictions, with intervals and comparisons.",
+    Evaluation,
+    problems_of_names,
+)
 
 if __name__ == "__main__":
-    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names)
+    COMMAND.refuse_wrong_words()
     set_up_libraries()
 
 import numpy as np
@@ -230,13 +234,13 @@ class Inputs:
         return self.first[0].classes
 
 
-def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
+def check_inputs(config: Evaluation, problems: Sequence[str]) -> Inputs:
     """Everything that can be found wrong before scoring.
 
     `problems` are those already found in the command line. Raises UsageError with all that is
     wrong with the flags and what they name, then DataError or PredictionsError for the rows.
     """
-    problems = [*problems, *problems_of_names(args), *_problems_of_choice(args)]
+    problems = [*problems, *_problems_of_choice(config)]
 
     def attempt(action: Callable[..., object], *arguments: object) -> object:
         try:
@@ -247,40 +251,46 @@ def check_inputs(args: argparse.Namespace, problems: Sequence[str]) -> Inputs:
             problems.append(str(error))
         return None
 
-    device = attempt(device_of, args.device)
-    attempt(_check_out_dir, Path(args.out_dir))
-    if args.dataset is not None:
-        attempt(dataset_names, args.dataset)
+    device = attempt(device_of, config.machine.device)
+    attempt(_check_out_dir, Path(config.output.out_dir))
+    if config.data.dataset is not None:
+        attempt(dataset_names, config.data.dataset)
     readers = {"checkpoint": _checkpoint_sources, "predictions": _prediction_sources}
     first = [
-        attempt(read, Path(path), args)
+        attempt(read, Path(path), config)
         for flag, read in readers.items()
-        for path in getattr(args, flag) or ()
+        for path in getattr(config, flag) or ()
     ]
-    second = [attempt(_compared_sources, Path(path), args) for path in args.compare or ()]
+    second = [
+        attempt(_compared_sources, Path(path), config) for path in config.scored.compare or ()
+    ]
     if problems:
         raise UsageError(problems)
     first, second = [sum(group, []) for group in (first, second)]
-    _set_data(args, [*first, *second])
+    _set_data(config, [*first, *second])
     for group in (first, second):
         _require_one_recipe(group)
     _require_same_classes(first + second)
-    rows = _load_rows(args, first, second)
-    encoded = _encode_for(args, first + second, rows)
-    return Inputs(device, precision_of(args.dtype, device), first, second, rows, encoded)
+    rows = _load_rows(config, first, second)
+    encoded = _encode_for(config, first + second, rows)
+    return Inputs(device, precision_of(config.machine.dtype, device), first, second, rows, encoded)
 
 
-def _problems_of_choice(args: argparse.Namespace) -> list[str]:
+def _problems_of_choice(config: Evaluation) -> list[str]:
     problems = []
-    if args.checkpoint is None and args.predictions is None:
+    if config.scored.checkpoint is None and config.scored.predictions is None:
         problems.append("--checkpoint or --predictions is needed: what is to be scored")
-    if args.checkpoint is not None and args.predictions is not None:
+    if config.scored.checkpoint is not None and config.scored.predictions is not None:
         problems.append("--checkpoint and --predictions: expected one of them; see --compare")
-    if args.names is not None and args.compare is None:
+    if config.scored.names is not None and config.scored.compare is None:
         problems.append("--names: needs --compare, whose two sides it names")
-    if args.names is not None and args.names[0] == args.names[1]:
-        problems.append(f"--names {' '.join(args.names)}: the same name for both sides")
-    if args.hypothesis_only and args.checkpoint is None and args.dataset is None:
+    if config.scored.names is not None and config.scored.names[0] == config.scored.names[1]:
+        problems.append(f"--names {' '.join(config.scored.names)}: the same name for both sides")
+    if (
+        config.scored.hypothesis_only
+        and config.scored.checkpoint is None
+        and config.data.dataset is None
+    ):
         problems.append("--hypothesis_only: needs --dataset, whose train split it learns from")
     return problems
 
@@ -301,21 +311,21 @@ def _check_out_dir(folder: Path) -> None:
         )
 
 
-def _compared_sources(path: Path, args: argparse.Namespace) -> list[Source]:
+def _compared_sources(path: Path, config: Evaluation) -> list[Source]:
     """What --compare names may be either; of a run's folder, what the other side is."""
     is_run = path.is_dir() and any(path.glob(f"*{FINE_TUNED_ENDING}"))
     has_predictions = (path / PREDICTIONS_FILE).is_file()
-    if is_run and not (args.predictions and has_predictions):
-        return _checkpoint_sources(path, args)
+    if is_run and not (config.scored.predictions and has_predictions):
+        return _checkpoint_sources(path, config)
     if path.is_dir() or path.suffix == ".jsonl":
-        return _prediction_sources(path, args)
-    return _checkpoint_sources(path, args)
+        return _prediction_sources(path, config)
+    return _checkpoint_sources(path, config)
 
 
-def _checkpoint_sources(path: Path, args: argparse.Namespace) -> list[Source]:
+def _checkpoint_sources(path: Path, config: Evaluation) -> list[Source]:
     """A fine-tuned checkpoint without its weights: only one model at a time is in memory."""
     path = fine_tuned_file(path)
-    saved = _read_saved(path, args.block_size)
+    saved = _read_saved(path, config.data.block_size)
     model_of_saved(saved, path)
     encoding = encoding_of_saved(saved, path)
     facts = {
@@ -335,11 +345,11 @@ def _checkpoint_sources(path: Path, args: argparse.Namespace) -> list[Source]:
     return [Source(path, facts, tuple(saved["classes"]), encoding, own_data)]
 
 
-def _set_data(args: argparse.Namespace, sources: Sequence[Source]) -> None:
+def _set_data(config: Evaluation, sources: Sequence[Source]) -> None:
     """Fill in what --dataset and its like leave open: the data that the checkpoints were
     fine-tuned on, then the defaults. Raises DataError where that is not known, or not one."""
     fine_tuned = [source for source in sources if source.own_data is not None]
-    if args.dataset is None and fine_tuned:
+    if config.data.dataset is None and fine_tuned:
         own = fine_tuned[0].own_data
         for source in fine_tuned[1:]:
             if source.own_data != own:
@@ -347,13 +357,13 @@ def _set_data(args: argparse.Namespace, sources: Sequence[Source]) -> None:
                     f"{source.path}: was fine-tuned on other data than {fine_tuned[0].path}; say "
                     "by --dataset what they are scored on"
                 )
-        args.dataset = _own_datasets(own, fine_tuned[0].path, args.data_dir)
+        config.data.dataset = _own_datasets(own, fine_tuned[0].path, config.data.data_dir)
         for name in ("dataset_config", "data_dir", "text_column", "label_column"):
-            if getattr(args, name) is None:
-                setattr(args, name, getattr(own, name))
-        print(f"note: no --dataset, so the run's own data: {' '.join(args.dataset)}")
-    args.text_column = args.text_column or TEXT_COLUMNS
-    args.label_column = args.label_column or LABEL_COLUMN
+            if getattr(config, name) is None:
+                setattr(config, name, getattr(own, name))
+        print(f"note: no --dataset, so the run's own data: {' '.join(config.data.dataset)}")
+    config.data.text_column = config.data.text_column or TEXT_COLUMNS
+    config.data.label_column = config.data.label_column or LABEL_COLUMN
 
 
 def _own_datasets(own: OwnData, path: Path, data_dir: str | None) -> list[str]:
@@ -384,10 +394,10 @@ def _read_saved(path: Path, block_size: int | None) -> dict:
     return saved
 
 
-def _prediction_sources(path: Path, args: argparse.Namespace) -> list[Source]:
+def _prediction_sources(path: Path, config: Evaluation) -> list[Source]:
     """One for every run that the file holds."""
     path = path / PREDICTIONS_FILE if path.is_dir() else path
-    runs = read_predictions(path, args.split)
+    runs = read_predictions(path, config.data.split)
     sha256 = _sha256_of(path)
     sources = []
     for number, predicted in enumerate(runs, start=1):
@@ -434,24 +444,24 @@ def _require_same_classes(sources: Sequence[Source]) -> None:
 
 
 def _load_rows(
-    args: argparse.Namespace,
+    config: Evaluation,
     first: Sequence[Source],
     second: Sequence[Source],
 ) -> dict[str, Rows]:
     """The rows of every dataset, in the data's order."""
-    if args.dataset is None:
+    if config.data.dataset is None:
         return _rows_of_predictions(first[0])
     classes = first[0].classes
-    names = dataset_names(args.dataset)
-    for note in notes_of_datasets(names, args.data_dir):
+    names = dataset_names(config.data.dataset)
+    for note in notes_of_datasets(names, config.data.data_dir):
         print(note)
     rows = {}
     for dataset in names:
-        request = _request(args, dataset, classes, (args.split,))
-        texts = _texts_of(request, args.cache_dir, first[0].path)[args.split]
+        request = _request(config, dataset, classes, (config.data.split,))
+        texts = _texts_of(request, config.data.cache_dir, first[0].path)[config.data.split]
         absent = ", ".join(name for i, name in enumerate(classes) if i not in texts.labels)
         if absent:
-            print(f"note: {dataset}: no row of {absent} in {args.split}: 0 in macro figures")
+            print(f"note: {dataset}: no row of {absent} in {config.data.split}: 0 in macro figures")
         rows[short_name(dataset)] = Rows(
             range(len(texts.labels)), texts.premises, texts.hypotheses, texts.labels, request
         )
@@ -459,14 +469,14 @@ def _load_rows(
 
 
 def _request(
-    args: argparse.Namespace, dataset: str, classes: tuple[str, ...], splits: tuple[str, ...]
+    config: Evaluation, dataset: str, classes: tuple[str, ...], splits: tuple[str, ...]
 ) -> DataRequest:
     return DataRequest(
         dataset=dataset,
-        dataset_config=args.dataset_config,
-        data_dir=args.data_dir,
-        text_columns=tuple(args.text_column),
-        label_column=args.label_column,
+        dataset_config=config.data.dataset_config,
+        data_dir=config.data.data_dir,
+        text_columns=tuple(config.data.text_column),
+        label_column=config.data.label_column,
         splits=splits,
         classes=classes,
     )
@@ -512,7 +522,7 @@ def _rows_of_predictions(source: Source) -> dict[str, Rows]:
 
 
 def _encode_for(
-    args: argparse.Namespace, sources: Sequence[Source], rows: Mapping[str, Rows]
+    config: Evaluation, sources: Sequence[Source], rows: Mapping[str, Rows]
 ) -> dict[tuple, EncodedDataset]:
     """The rows as token ids, once for all checkpoints that make the same ids of them; for
     predictions only whether they are of these rows."""
@@ -524,7 +534,7 @@ def _encode_for(
             elif (key := _encoding_key(source, name)) not in encoded:
                 request = replace(of_set.request, classes=source.classes)
                 encoded[key] = load_encoded(
-                    request, source.encoding, args.cache_dir, BUILTIN_DATASETS
+                    request, source.encoding, config.data.cache_dir, BUILTIN_DATASETS
                 )
     return encoded
 
@@ -548,14 +558,14 @@ def _predicted_logits(
     )
 
 
-def baselines(args: argparse.Namespace, inputs: Inputs) -> dict[str, dict]:
+def baselines(config: Evaluation, inputs: Inputs) -> dict[str, dict]:
     """For each dataset what a classifier of the hypothesis alone reaches, where it is asked for."""
-    if not args.hypothesis_only:
+    if not config.scored.hypothesis_only:
         return {}
     figures = {}
     for name, rows in inputs.rows.items():
         request = replace(rows.request, splits=("train",))
-        train = load_texts(request, args.cache_dir, BUILTIN_DATASETS)[0]["train"]
+        train = load_texts(request, config.data.cache_dir, BUILTIN_DATASETS)[0]["train"]
         if len(np.unique(train.labels)) < 2:
             raise DataError(f"--hypothesis_only: train of {name} has only one class")
         language = language_of(name, rows.hypotheses)
@@ -565,21 +575,19 @@ def baselines(args: argparse.Namespace, inputs: Inputs) -> dict[str, dict]:
     return figures
 
 
-def score(
-    args: argparse.Namespace, inputs: Inputs, sources: Sequence[Source]
-) -> dict[str, ScoredSplit]:
+def score(config: Evaluation, inputs: Inputs, sources: Sequence[Source]) -> dict[str, ScoredSplit]:
     """Every dataset's rows with the logits of all sources."""
     logits: dict[str, list[np.ndarray]] = {name: [] for name in inputs.rows}
     total = len(sources) * len(inputs.rows)
     with tqdm(total=total, desc="scoring", unit="split", disable=None) as progress:
         for source in sources:
-            model = None if source.encoding is None else _model_of(args, inputs, source)
+            model = None if source.encoding is None else _model_of(config, inputs, source)
             for name, rows in inputs.rows.items():
                 if model is None:
                     logits[name].append(_predicted_logits(source, name, rows, inputs.classes))
                 else:
-                    split = inputs.encoded[_encoding_key(source, name)].splits[args.split]
-                    logits[name].append(_computed_logits(args, inputs, source, model, split))
+                    split = inputs.encoded[_encoding_key(source, name)].splits[config.data.split]
+                    logits[name].append(_computed_logits(config, inputs, source, model, split))
                 progress.update()
     return {
         name: ScoredSplit(
@@ -595,15 +603,15 @@ def score(
     }
 
 
-def _model_of(args: argparse.Namespace, inputs: Inputs, source: Source) -> torch.nn.Module:
-    saved = _read_saved(source.path, args.block_size)
+def _model_of(config: Evaluation, inputs: Inputs, source: Source) -> torch.nn.Module:
+    saved = _read_saved(source.path, config.data.block_size)
     if saved["step"] != source.facts["step"]:
         raise RunError(f"{source.path}: was overwritten meanwhile; wait until training ends")
     return model_of_saved(saved, source.path).to(inputs.device)
 
 
 def _computed_logits(
-    args: argparse.Namespace,
+    config: Evaluation,
     inputs: Inputs,
     source: Source,
     model: torch.nn.Module,
@@ -611,7 +619,11 @@ def _computed_logits(
 ) -> np.ndarray:
     """[N, classes] with the classes in the order of the first source."""
     logits, _ = split_logits(
-        model, split, len(source.classes), inputs.precision.dtype, args.max_tokens_per_batch
+        model,
+        split,
+        len(source.classes),
+        inputs.precision.dtype,
+        config.machine.max_tokens_per_batch,
     )
     if not bool(torch.isfinite(logits).all()):
         raise EvaluationError(f"{source.path}: logits are not finite; use --dtype float32")
@@ -619,19 +631,19 @@ def _computed_logits(
 
 
 def results_of(
-    args: argparse.Namespace,
+    config: Evaluation,
     inputs: Inputs,
     scored: dict[str, ScoredSplit],
     compared: dict[str, ScoredSplit] | None,
     hypothesis_only: dict[str, dict],
 ) -> dict:
     """The content of results.json."""
-    draws = {"resamples": args.bootstrap_samples, "seed": args.seed}
+    draws = {"resamples": config.intervals.bootstrap_samples, "seed": config.intervals.seed}
     metrics = {name: split_metrics(one, **draws) for name, one in scored.items()}
     for name, figures in hypothesis_only.items():
         metrics[name]["hypothesis_only"] = figures
     results = {
-        "split": args.split,
+        "split": config.data.split,
         "datasets": metrics,
         "macro_average": macro_average(metrics, scored, **draws),
         "checkpoint": inputs.first[0].facts,
@@ -640,7 +652,7 @@ def results_of(
         results["seeds"] = _seeds(inputs.first, scored)
     if compared is not None:
         results["comparison"] = {
-            "names": args.names
+            "names": config.scored.names
             or names_of_sides(*([s.path for s in side] for side in (inputs.first, inputs.second))),
             "checkpoints": [source.facts for source in inputs.second],
             **compare(scored, compared, **draws),
@@ -648,7 +660,7 @@ def results_of(
         if len(inputs.second) > 1:
             results["comparison"]["seeds"] = _seeds(inputs.second, compared)
     return results | {
-        "data": _data_facts(args, inputs),
+        "data": _data_facts(config, inputs),
         "bootstrap": draws,
         "device": str(inputs.device),
         "dtype": inputs.precision.name,
@@ -658,7 +670,7 @@ def results_of(
     }
 
 
-def _data_facts(args: argparse.Namespace, inputs: Inputs) -> dict[str, dict]:
+def _data_facts(config: Evaluation, inputs: Inputs) -> dict[str, dict]:
     """For each dataset the hash of its content and what was counted, as the first checkpoint
     reads it; nothing of predictions."""
     source = inputs.first[0]
@@ -666,7 +678,7 @@ def _data_facts(args: argparse.Namespace, inputs: Inputs) -> dict[str, dict]:
         return {}
     data = {name: inputs.encoded[_encoding_key(source, name)] for name in inputs.rows}
     return {
-        name: {"content_sha256": one.content_hash, **one.statistics[args.split]}
+        name: {"content_sha256": one.content_hash, **one.statistics[config.data.split]}
         for name, one in data.items()
     }
 
@@ -687,7 +699,7 @@ def _seeds(sources: Sequence[Source], scored: Mapping[str, ScoredSplit]) -> dict
     }
 
 
-def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> None:
+def write_report_of(config: Evaluation, inputs: Inputs, results: dict) -> None:
     """report.html, report.md and figures/ beside results.json."""
     # Only here: matplotlib takes seconds to import.
     from xnli_gpt.report import ReportContent, write_report
@@ -695,18 +707,18 @@ def write_report_of(args: argparse.Namespace, inputs: Inputs, results: dict) -> 
     comparison = results.get("comparison")
     title = _side(inputs.first) if comparison is None else " against ".join(comparison["names"])
     content = ReportContent(
-        f"{title} on {', '.join(results['datasets'])} ({args.split})",
+        f"{title} on {', '.join(results['datasets'])} ({config.data.split})",
         results=results["datasets"],
-        split=args.split,
+        split=config.data.split,
         macro_average=results["macro_average"] if len(results["datasets"]) > 1 else None,
         random_trunk=_random_trunk(inputs, comparison),
         seeds=results.get("seeds"),
         comparison=comparison,
-        predictions=_lines_of(Path(args.out_dir) / PREDICTIONS_FILE),
+        predictions=_lines_of(Path(config.output.out_dir) / PREDICTIONS_FILE),
         facts=_facts(inputs, results),
-        recipe={name: value for name, value in vars(args).items() if name != "config"},
+        recipe={name: value for name, value in vars(config).items() if name != "config"},
     )
-    write_report(args.out_dir, content)
+    write_report(config.output.out_dir, content)
 
 
 def _random_trunk(inputs: Inputs, comparison: Mapping | None) -> dict[str, float]:
@@ -818,30 +830,31 @@ def print_results(results: Mapping) -> None:
     print("\n".join([*lines, *filter(None, warnings)]))
 
 
-def run(args: argparse.Namespace, inputs: Inputs) -> None:
+def run(config: Evaluation, inputs: Inputs) -> None:
     """One evaluation, from checked inputs to results.json."""
-    out_dir = Path(args.out_dir)
-    if words := words_about_precision(args.dtype, inputs.precision, inputs.device):
+    out_dir = Path(config.output.out_dir)
+    if words := words_about_precision(config.machine.dtype, inputs.precision, inputs.device):
         print(words)
     with own_folder(out_dir):
-        without_premises = baselines(args, inputs)
-        scored = score(args, inputs, inputs.first)
-        compared = score(args, inputs, inputs.second) if inputs.second else None
-        results = results_of(args, inputs, scored, compared, without_premises)
+        without_premises = baselines(config, inputs)
+        scored = score(config, inputs, inputs.first)
+        compared = score(config, inputs, inputs.second) if inputs.second else None
+        results = results_of(config, inputs, scored, compared, without_premises)
         save_atomically(
-            out_dir / PREDICTIONS_FILE, lambda path: write_predictions(path, args.split, scored)
+            out_dir / PREDICTIONS_FILE,
+            lambda path: write_predictions(path, config.data.split, scored),
         )
-        if args.report:
-            write_report_of(args, inputs, results)
+        if config.output.report:
+            write_report_of(config, inputs, results)
         save_json(out_dir / "results.json", results)
     print_results(results)
-    print(_places(args))
+    print(_places(config))
 
 
-def _places(args: argparse.Namespace) -> str:
-    out_dir = Path(args.out_dir)
+def _places(config: Evaluation) -> str:
+    out_dir = Path(config.output.out_dir)
     places = {"results": "results.json", "predictions": PREDICTIONS_FILE}
-    if args.report:
+    if config.output.report:
         places["report"] = "report.html"
     return ", ".join(f"{what}: {out_dir / name}" for what, name in places.items())
 
@@ -850,8 +863,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
 
     def work() -> None:
-        args, problems = parse_flags(DESCRIPTION, FLAGS, argv)
-        run(args, check_inputs(args, problems))
+        config, problems = COMMAND.parse(argv)
+        run(config, check_inputs(config, problems))
 
     try:
         return exit_code_of(work)

@@ -21,14 +21,9 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch import Tensor
 
-from inference import (
-    datasets_in_name,
-    encoding_of_saved,
-    fine_tuned_file,
-    model_of_saved,
-    read_fine_tuned,
-)
+from inference import encoding_of_saved, model_of_saved
 from model import GPTConfig
+from xnli_gpt.checkpoints.fine_tuned import datasets_in_name, fine_tuned_file, read_fine_tuned
 from xnli_gpt.choices import TEMPLATES
 from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.errors import XNLIError

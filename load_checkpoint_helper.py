@@ -14,60 +14,66 @@ inert records (`xnli_gpt/checkpoints/pickles.py`), and only a file that passes i
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from xnli_gpt.errors import CheckpointError
-from xnli_gpt.flags import (
-    Flag,
-    FlagGroups,
-    UsageError,
-    exit_code_of,
-    parse_flags,
-    refuse_wrong_words,
-)
+from xnli_gpt.commands import Command, exit_code_of
+from xnli_gpt.errors import CheckpointError, UsageError
+from xnli_gpt.options import group, option
 from xnli_gpt.processors import set_up_libraries
 
-FLAGS: FlagGroups = {
-    "checkpoint": (
-        Flag(
-            "checkpoint",
-            Path,
-            None,
-            "a path, or a quoted glob for the best of it",
-            count="+",
-            must_exist=True,
-            positional=True,
-            metavar="CKPT",
-        ),
-        Flag("n_head", int, None, "heads, where the file does not tell", low=1),
-    ),
-    "language-model check": (
-        Flag(
-            "lm_check",
-            Path,
-            None,
-            "measure the loss on this shard",
-            must_exist=True,
-            metavar="TOKENS.bin",
-        ),
-        Flag("lm_row_length", int, 1024, "tokens a row", low=1),
-        Flag("lm_rows", int, 64, "rows at most", low=1),
-    ),
-    "output": (Flag("json", bool, False, "print one JSON object"),),
-}
-DESCRIPTION = "Say what a pretrained checkpoint is."
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """Which checkpoint is inspected."""
+
+    checkpoint: tuple[str, ...] | None = option(
+        None,
+        "a path, or a quoted glob for the best of it",
+        must_exist=True,
+        positional=True,
+        metavar="CKPT",
+        is_path=True,
+    )
+    n_head: int | None = option(None, "heads, where the file does not tell", low=1)
 
 
-def problems_of_names(arguments: argparse.Namespace) -> list[str]:
-    """What is wrong with the number of checkpoints: of several, as a shell makes of a glob, none
-    is taken."""
-    paths = arguments.checkpoint
+@dataclass(frozen=True)
+class LanguageModelOptions:
+    """How its language model is checked."""
+
+    lm_check: Path | None = option(
+        None, "measure the loss on this shard", must_exist=True, metavar="TOKENS.bin"
+    )
+    lm_row_length: int = option(1024, "tokens a row", low=1)
+    lm_rows: int = option(64, "rows at most", low=1)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How what was found is printed."""
+
+    json: bool = option(False, "print one JSON object")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The configuration of the inspector."""
+
+    checkpoint: CheckpointOptions = group(CheckpointOptions, "checkpoint")
+    lm_check: LanguageModelOptions = group(LanguageModelOptions, "language-model check")
+    output: OutputOptions = group(OutputOptions, "output")
+
+
+def problems_of_names(config: Inspection) -> list[str]:
+    """Return what is wrong with the number of checkpoints: of several, which a shell makes of a
+    glob, none is taken."""
+    paths = config.checkpoint.checkpoint
     if not paths:
         return ["CKPT is needed: the path of a pretrained checkpoint, or a glob"]
     if len(paths) == 1:
@@ -79,8 +85,12 @@ def problems_of_names(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+COMMAND = Command(
+    "Say what a pretrained checkpoint is.", Inspection, problems_of_names, recipes=False
+)
+
 if __name__ == "__main__":
-    refuse_wrong_words(DESCRIPTION, FLAGS, problems_of_names, recipes=False)
+    COMMAND.refuse_wrong_words()
     set_up_libraries()
 
 import torch
@@ -343,15 +353,17 @@ def _plain_number(value: object) -> float | int | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _report(arguments: argparse.Namespace) -> dict:
-    path = resolve_checkpoint_path(arguments.checkpoint)
-    if arguments.lm_check is None:
-        return inspect_checkpoint(path, num_heads=arguments.n_head)[0]
-    tokens = read_token_shard(arguments.lm_check)
+def _report(config: Inspection) -> dict:
+    path = resolve_checkpoint_path(config.checkpoint.checkpoint)
+    if config.lm_check.lm_check is None:
+        return inspect_checkpoint(path, num_heads=config.checkpoint.n_head)[0]
+    tokens = read_token_shard(config.lm_check.lm_check)
     trunk, info, _ = load_pretrained_checkpoint(
-        path, num_heads=arguments.n_head, max_seq_len=arguments.lm_row_length
+        path, num_heads=config.checkpoint.n_head, max_seq_len=config.lm_check.lm_row_length
     )
-    check = lm_check(trunk, tokens, row_length=arguments.lm_row_length, max_rows=arguments.lm_rows)
+    check = lm_check(
+        trunk, tokens, row_length=config.lm_check.lm_row_length, max_rows=config.lm_check.lm_rows
+    )
     if info["val_loss"] is not None:
         check["recorded_loss"] = info["val_loss"]
         check["difference"] = check["lm_loss"] - info["val_loss"]
@@ -373,12 +385,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The inspector; returns the exit code: 0, or 2 for a file that can't be used."""
 
     def work() -> None:
-        arguments, problems = parse_flags(DESCRIPTION, FLAGS, argv, recipes=False)
-        problems += problems_of_names(arguments)
+        config, problems = COMMAND.parse(argv)
         if problems:
             raise UsageError(problems)
-        report = _report(arguments)
-        if arguments.json:
+        report = _report(config)
+        if config.output.json:
             print(json.dumps(report, indent=2))
         else:
             print("\n".join([*_printed(report), _summary(report)]))

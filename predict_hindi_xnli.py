@@ -12,7 +12,6 @@ done (said in lines that begin with "error:"), 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import json
@@ -25,15 +24,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from xnli_gpt.flags import (
-    MACHINE_FLAGS,
-    Flag,
-    FlagGroups,
-    UsageError,
-    exit_code_of,
-    parse_flags,
-    refuse_wrong_words,
-)
+from xnli_gpt.commands import Command, exit_code_of
+from xnli_gpt.errors import UsageError
+from xnli_gpt.machine import InferenceOptions
+from xnli_gpt.options import group, option
 from xnli_gpt.processors import set_up_libraries
 
 FILE_KINDS = ("jsonl", "csv", "tsv")
@@ -41,56 +35,78 @@ FILE_KINDS = ("jsonl", "csv", "tsv")
 FIRST_CHUNK, LARGEST_CHUNK = 64, 4096
 EXIT_INTERRUPTED = 130
 
-FLAGS: FlagGroups = {
-    "model": (
-        Flag(
-            "checkpoint",
-            Path,
-            None,
-            "NAME-ckpt.pt of a run, or its folder; all that is needed",
-            must_exist=True,
-        ),
-        Flag("export", Path, None, "write a folder that transformers loads, and predict nothing"),
-    ),
-    "one pair": (
-        Flag("premise", str, None, "its premise"),
-        Flag("hypothesis", str, None, "its hypothesis"),
-    ),
-    "many pairs": (
-        Flag(
-            "input",
-            Path,
-            None,
-            "a .jsonl, .csv or .tsv file; default what is piped in: jsonl, tsv with a header, or "
-            "lines of premise, tab, hypothesis",
-            must_exist=True,
-        ),
-        Flag("output", Path, None, "a .jsonl, .csv or .tsv file; default standard output"),
-        Flag(
-            "text_column", str, ["premise", "hypothesis"], "columns of premise, hypothesis", count=2
-        ),
-        Flag(
-            "bad_rows",
-            str,
-            "stop",
-            "skip: name rows that can't be used, and go on",
-            choices=("stop", "skip"),
-        ),
-    ),
-    "output": (Flag("json", bool, False, "a JSON object a pair on standard output"),),
-    "machine": MACHINE_FLAGS,
-}
-DESCRIPTION = "Predict the classes of premise-hypothesis pairs with a fine-tuned checkpoint."
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model, and whether it is exported."""
+
+    checkpoint: Path | None = option(
+        None, "NAME-ckpt.pt of a run, or its folder; all that is needed", must_exist=True
+    )
+    export: Path | None = option(
+        None, "write a folder that transformers loads, and predict nothing"
+    )
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """One pair to predict."""
+
+    premise: str | None = option(None, "its premise")
+    hypothesis: str | None = option(None, "its hypothesis")
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Many pairs to predict, from a file or a pipe."""
+
+    input: Path | None = option(
+        None,
+        "a .jsonl, .csv or .tsv file; default what is piped in: jsonl, tsv with a header, or "
+        "lines of premise, tab, hypothesis",
+        must_exist=True,
+    )
+    output: Path | None = option(None, "a .jsonl, .csv or .tsv file; default standard output")
+    text_column: tuple[str, str] = option(
+        ("premise", "hypothesis"), "columns of premise, hypothesis"
+    )
+    bad_rows: str = option(
+        "stop", "skip: name rows that can't be used, and go on", choices=("stop", "skip")
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How predictions are printed."""
+
+    json: bool = option(False, "a JSON object a pair on standard output")
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """The configuration of a prediction."""
+
+    model: ModelOptions = group(ModelOptions, "model")
+    pair: PairOptions = group(PairOptions, "one pair")
+    files: FileOptions = group(FileOptions, "many pairs")
+    output: OutputOptions = group(OutputOptions, "output")
+    machine: InferenceOptions = group(InferenceOptions, "machine")
+
+
+COMMAND = Command(
+    "Predict the classes of premise-hypothesis pairs with a fine-tuned checkpoint.", Predicting
+)
 
 if __name__ == "__main__":
-    refuse_wrong_words(DESCRIPTION, FLAGS)
+    COMMAND.refuse_wrong_words()
     set_up_libraries()
 
 from tqdm import tqdm
 
 from export import export_checkpoint
-from inference import Prediction, XNLIClassifier, device_of, emulation_warning
+from inference import Prediction, XNLIClassifier
 from xnli_gpt.data.text_files import SEPARATORS
+from xnli_gpt.devices import device_of, emulation_warning
 from xnli_gpt.errors import DataError
 from xnli_gpt.files import save_atomically
 
@@ -130,23 +146,23 @@ class BadRows:
         tqdm.write(f"skipped {where}: {problem}", file=sys.stderr)
 
 
-def check_request(args: argparse.Namespace, problems: Sequence[str]) -> None:
+def check_request(config: Predicting, problems: Sequence[str]) -> None:
     """Raise UsageError with all that is wrong before anything is loaded."""
-    problems = [*problems, *_problems_of_task(args), *_problems_of_files(args)]
-    if args.checkpoint is None:
+    problems = [*problems, *_problems_of_task(config), *_problems_of_files(config)]
+    if config.model.checkpoint is None:
         problems.append("--checkpoint is needed: the NAME-ckpt.pt of a fine-tuning run")
     try:
-        device_of(args.device)
+        device_of(config.machine.device)
     except UsageError as error:
         problems += error.problems
     if problems:
         raise UsageError(problems)
 
 
-def _problems_of_task(args: argparse.Namespace) -> list[str]:
-    one_pair = [name for name in ("premise", "hypothesis") if getattr(args, name) is not None]
-    files = [name for name in ("input", "output") if getattr(args, name) is not None]
-    if args.export is not None:
+def _problems_of_task(config: Predicting) -> list[str]:
+    one_pair = [name for name in ("premise", "hypothesis") if getattr(config.pair, name) is not None]
+    files = [name for name in ("input", "output") if getattr(config.files, name) is not None]
+    if config.model.export is not None:
         others = one_pair + files
         return [f"--{name}: nothing is predicted with --export" for name in others]
     if one_pair:
@@ -154,37 +170,37 @@ def _problems_of_task(args: argparse.Namespace) -> list[str]:
         if len(one_pair) == 1:
             problems.append(f"--{one_pair[0]}: give both, --premise and --hypothesis")
         return problems
-    if args.input is None and (sys.stdin is None or sys.stdin.isatty()):
+    if config.files.input is None and (sys.stdin is None or sys.stdin.isatty()):
         return ["nothing to predict: give --premise and --hypothesis, --input, or pipe pairs in"]
     return []
 
 
-def _problems_of_files(args: argparse.Namespace) -> list[str]:
+def _problems_of_files(config: Predicting) -> list[str]:
     problems = []
     for name in ("input", "output"):
-        path = getattr(args, name)
-        if path is not None and _kind_of(Path(path)) not in FILE_KINDS:
+        path = getattr(config.files, name)
+        if path is not None and _kind_of(path) not in FILE_KINDS:
             endings = ", ".join(f".{kind}" for kind in FILE_KINDS)
             problems.append(f"--{name} {path}: expected a file that ends in {endings}")
-    if args.input is not None and not Path(args.input).is_file():
-        problems.append(f"--input {args.input}: no such file")
-    if args.output is not None:
-        problems += _problems_of_output(args)
+    if config.files.input is not None and not Path(config.files.input).is_file():
+        problems.append(f"--input {config.files.input}: no such file")
+    if config.files.output is not None:
+        problems += _problems_of_output(config)
     return problems
 
 
-def _problems_of_output(args: argparse.Namespace) -> list[str]:
-    output, problems = Path(args.output), []
+def _problems_of_output(config: Predicting) -> list[str]:
+    output, problems = Path(config.files.output), []
     if not output.parent.is_dir():
         problems.append(f"--output {output}: no folder {output.parent}; make it first")
     elif output.is_dir():
         problems.append(f"--output {output}: is a folder, expected a file")
     elif not os.access(output.parent, os.W_OK | os.X_OK):
         problems.append(f"--output {output}: {output.parent} is not writable")
-    elif args.input is not None and output.exists() and Path(args.input).exists():
-        if output.samefile(args.input):
+    elif config.files.input is not None and output.exists() and Path(config.files.input).exists():
+        if output.samefile(config.files.input):
             problems.append(f"--output {output}: is the input; name another file")
-    if args.json and _kind_of(output) != "jsonl":
+    if config.output.json and _kind_of(output) != "jsonl":
         problems.append(f"--json: goes with standard output; name --output {output.stem}.jsonl")
     return problems
 
@@ -194,22 +210,22 @@ def _kind_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def opened_pairs(args: argparse.Namespace, bad: BadRows) -> Iterator[PairSource]:
+def opened_pairs(config: Predicting, bad: BadRows) -> Iterator[PairSource]:
     """The pairs of --input, or of standard input; read as they are asked for.
 
     Raises DataError for a header without the columns.
     """
-    columns = (args.text_column[0], args.text_column[1])
+    columns = (config.files.text_column[0], config.files.text_column[1])
     # What is no UTF-8 becomes surrogates, by which the row is found that holds it.
     options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    if args.input is None:
+    if config.files.input is None:
         file = TextIOWrapper(sys.stdin.buffer, **options)
         kind, lines = _kind_of_lines(file, columns)
         yield _pair_source("standard input", kind, lines, columns, bad)
         # Whoever called may want to go on with its standard input.
         file.detach()
         return
-    path = Path(args.input)
+    path = Path(config.files.input)
     with open(path, **options) as file:
         source = _pair_source(str(path), _kind_of(path), file, columns, bad)
         yield PairSource(
@@ -412,14 +428,14 @@ def json_line(fields: dict[str, object], prediction: Prediction) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextIO) -> None:
+def predict_one(config: Predicting, classifier: XNLIClassifier, out: TextIO) -> None:
     """The classes of one pair, the most probable first."""
-    pair = (args.premise, args.hypothesis)
+    pair = (config.pair.premise, config.pair.hypothesis)
     if problem := classifier.problem_of(pair):
         raise DataError(problem)
     (prediction,) = classifier.predict([pair])
-    if args.json:
-        fields = {"premise": args.premise, "hypothesis": args.hypothesis}
+    if config.output.json:
+        fields = {"premise": config.pair.premise, "hypothesis": config.pair.hypothesis}
         out.write(json_line(fields, prediction))
         return
     by_probability = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
@@ -427,12 +443,12 @@ def predict_one(args: argparse.Namespace, classifier: XNLIClassifier, out: TextI
 
 
 def predict_many(
-    args: argparse.Namespace, classifier: XNLIClassifier, source: PairSource, bad: BadRows
+    config: Predicting, classifier: XNLIClassifier, source: PairSource, bad: BadRows
 ) -> int:
     """All pairs of the source, to --output or standard output; returns how many went to a file."""
-    if args.output is None:
+    if config.files.output is None:
         with standard_output() as out:
-            _write_predictions(args, classifier, source, bad, out)
+            _write_predictions(config, classifier, source, bad, out)
         return 0
     counts = []
 
@@ -440,23 +456,23 @@ def predict_many(
         # A lone surrogate in a field that is merely handed on is written as its JSON escape.
         options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with open(partial, "w", **options) as out:
-            counts.append(_write_predictions(args, classifier, source, bad, out))
+            counts.append(_write_predictions(config, classifier, source, bad, out))
 
-    save_atomically(Path(args.output), write)
+    save_atomically(Path(config.files.output), write)
     return counts[0]
 
 
 def _write_predictions(
-    args: argparse.Namespace,
+    config: Predicting,
     classifier: XNLIClassifier,
     source: PairSource,
     bad: BadRows,
     out: TextIO,
 ) -> int:
     kind = source.kind
-    if args.output is not None:
-        kind = _kind_of(Path(args.output))
-    elif args.json:
+    if config.files.output is not None:
+        kind = _kind_of(Path(config.files.output))
+    elif config.output.json:
         kind = "jsonl"
     write, written = row_writer(kind, out, source.columns, classifier.classes), 0
     with _progress_bar(source, out) as bar:
@@ -496,40 +512,40 @@ def standard_output() -> Iterator[TextIO]:
             raise
 
 
-def run(args: argparse.Namespace) -> None:
+def run(config: Predicting) -> None:
     """What a checked command line asks for."""
-    if args.export is not None:
-        export_checkpoint(Path(args.checkpoint), Path(args.export))
-        print(f"exported: {args.export} (model, tokenizer, code and model card)")
+    if config.model.export is not None:
+        export_checkpoint(Path(config.model.checkpoint), Path(config.model.export))
+        print(f"exported: {config.model.export} (model, tokenizer, code and model card)")
         return
     classifier = XNLIClassifier.load(
-        args.checkpoint,
-        args.device,
-        args.dtype,
-        args.max_tokens_per_batch,
-        mapped=args.premise is not None,
+        config.model.checkpoint,
+        config.machine.device,
+        config.machine.dtype,
+        config.machine.max_tokens_per_batch,
+        mapped=config.pair.premise is not None,
     )
-    if warning := emulation_warning(args.dtype, device_of(args.device)):
+    if warning := emulation_warning(config.machine.dtype, device_of(config.machine.device)):
         print(warning, file=sys.stderr)
-    if args.premise is not None:
+    if config.pair.premise is not None:
         with standard_output() as out:
-            predict_one(args, classifier, out)
+            predict_one(config, classifier, out)
         return
-    bad = BadRows(args.bad_rows)
-    with opened_pairs(args, bad) as source:
-        written = predict_many(args, classifier, source, bad)
-    if args.output is not None:
+    bad = BadRows(config.files.bad_rows)
+    with opened_pairs(config, bad) as source:
+        written = predict_many(config, classifier, source, bad)
+    if config.files.output is not None:
         skipped = f", {bad.count} rows skipped" if bad.count else ""
-        print(f"predictions: {args.output} ({written} pairs{skipped})")
+        print(f"predictions: {config.files.output} ({written} pairs{skipped})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
 
     def work() -> None:
-        args, problems = parse_flags(DESCRIPTION, FLAGS, argv)
-        check_request(args, problems)
-        run(args)
+        config, problems = COMMAND.parse(argv)
+        check_request(config, problems)
+        run(config)
 
     try:
         return exit_code_of(work)

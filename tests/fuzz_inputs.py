@@ -644,7 +644,7 @@ def shard_tokens(data: bytes) -> list[int] | None:
 
 # Command lines
 
-FLAGS = {flag.name: flag for group in finetune.FLAGS.values() for flag in group}
+FLAGS = {flag.name: flag for group in finetune.COMMAND.flags.values() for flag in group}
 NUMBERS = [
     "0", "1", "-1", "2", "3.5", "1e-4", "1e400", "-1e400", "nan", "inf", "-inf", "1_000", " 7 ",
     "٣",

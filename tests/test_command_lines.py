@@ -74,7 +74,7 @@ def imported_by(name: str, *words: object) -> tuple[set[str], subprocess.Complet
 
 def problems_of(words: str, module: object = finetune) -> list[str]:
     recipes = {} if module is not inspector else {"recipes": False}
-    return parse_flags(module.DESCRIPTION, module.FLAGS, words.split(), **recipes)[1]
+    return parse_flags(module.COMMAND.description, module.COMMAND.flags, words.split(), **recipes)[1]
 
 
 # At once
@@ -205,7 +205,7 @@ def test_what_stands_around_a_misspelt_flag_is_kept_apart():
 
 def test_texts_that_look_like_flags_are_texts():
     words = ["--premise", "- a dash", "--hypothesis=--seed", "--text_column", "-1", "-2.5"]
-    args, problems = parse_flags(predict.DESCRIPTION, predict.FLAGS, words)
+    args, problems = parse_flags(predict.COMMAND.description, predict.COMMAND.flags, words)
     assert not problems
     assert (args.premise, args.hypothesis) == ("- a dash", "--seed")
     assert args.text_column == ["-1", "-2.5"]
@@ -363,13 +363,13 @@ def test_the_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
 )
 def test_every_flag_of_a_path_knows_the_home_folder(module, flags, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    kinds = {flag.name: flag for group in module.FLAGS.values() for flag in group}
+    kinds = {flag.name: flag for group in module.COMMAND.flags.values() for flag in group}
     assert {name for name, flag in kinds.items() if flag.kind is Path} == set(flags.split())
     words = []
     for name in flags.split():
         words += ["~/x"] if kinds[name].positional else [f"--{name}", "~/x"]
     recipes = {"recipes": False} if module is inspector else {}
-    args, problems = parse_flags(module.DESCRIPTION, module.FLAGS, words, **recipes)
+    args, problems = parse_flags(module.COMMAND.description, module.COMMAND.flags, words, **recipes)
     assert not problems
     for name in flags.split():
         assert getattr(args, name) in ("/home/somebody/x", ["/home/somebody/x"])

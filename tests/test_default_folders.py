@@ -9,7 +9,7 @@ from shell import ROOT
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
 import predict_hindi_xnli as predict
-from xnli_gpt.flags import Flag
+from xnli_gpt.options import Flag
 
 MADE = ("out_dir", "cache_dir")
 
@@ -19,7 +19,7 @@ def folders_by_default() -> dict[str, str]:
     flags: dict[str, Flag] = {
         f"{command.__name__} --{flag.name}": flag
         for command in (finetune, evaluate, predict)
-        for group in command.FLAGS.values()
+        for group in command.COMMAND.flags.values()
         for flag in group
     }
     return {name: f.default for name, f in flags.items() if f.name in MADE and f.default}

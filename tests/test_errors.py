@@ -18,7 +18,8 @@ from xnli_gpt.errors import (
     TrainingError,
     XNLIError,
 )
-from xnli_gpt.flags import UsageError, exit_code_of
+from xnli_gpt.commands import exit_code_of
+from xnli_gpt.errors import UsageError
 
 # What each is besides, for those who catch that, and the exit code.
 ERRORS = {

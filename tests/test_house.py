@@ -8,7 +8,8 @@ from shell import ROOT
 
 # In the order in which they may import each other.
 ROOMS = (
-    *("errors", "choices", "files", "processors", "provenance", "devices", "flags"),
+    *("errors", "choices", "files", "processors", "provenance", "devices"),
+    *("spelling", "options", "flags", "commands", "machine"),
     *("network", "checkpoints", "data", "training", "evaluation", "report", "own_data"),
 )
 UPPER_FLOOR = {path.stem for path in ROOT.glob("*.py")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 
 
@@ -12,6 +14,14 @@ class XNLIError(Exception):
     """
 
     exit_code = EXIT_REFUSED
+
+
+class UsageError(XNLIError, ValueError):
+    """What was asked can't be done; one problem a line."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
 
 
 class TrainingError(XNLIError, RuntimeError):

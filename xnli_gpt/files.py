@@ -18,6 +18,9 @@ import torch
 
 from xnli_gpt.errors import RunError
 
+# What the torch files of this project say that they are.
+FINE_TUNED_KIND, SAVE_KIND = "hindi-xnli-classifier", "hindi-xnli-save"
+
 
 def read_whole(path: Path, mapped: bool = False) -> object:
     """The content of a torch file whose every byte is as it was written.

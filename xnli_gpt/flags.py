@@ -1,29 +1,23 @@
-"""Command lines of the entry points: flags as tables, YAML recipes, errors as lines, exit codes.
+"""The words of a command line and the YAML of a recipe, read as flags, and what is wrong with them.
 
-All that is wrong with a command line is told at once, each problem in a line on stderr that
-begins with "error:". Nothing here imports torch: an entry point calls `refuse_wrong_words` before
-its own heavy imports, so that help and what is wrong with the words come at once.
+All that is wrong is found at once. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
-import glob
 import math
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import yaml
 
-from xnli_gpt.choices import AUTO, DTYPES, EVALUATION_TOKENS
-from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, XNLIError
+from xnli_gpt.options import Flag, FlagGroups
+from xnli_gpt.spelling import nearest
 
 # The key of a run's config.yaml that holds what is no flag.
 FOUND = "found"
@@ -32,124 +26,8 @@ LARGEST = (1 << 63) - 1
 # How a message shows what a user gave.
 LONGEST_SHOWN = 200
 MAX_SHOWN_WORDS = 6
-# Of difflib's ratio: one or two letters wrong, but no other word.
-LEAST_LIKENESS = 0.75
-SHORTEST_PART = 3
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One line of the command line: `kind` is int, float, str, bool, or Path for what may be a
-    path, which stays text with its `~` expanded; `count` as argparse's nargs; `low` and `high` are
-    inclusive bounds, `above` an exclusive one; `must_exist` is for paths and globs of what a
-    command reads; `positional` for a word without --name, which `metavar` calls."""
-
-    name: str
-    kind: type
-    default: object
-    help: str
-    choices: tuple[str, ...] | None = None
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    count: int | str | None = None
-    must_exist: bool = False
-    positional: bool = False
-    metavar: str | None = None
-
-    @property
-    def option(self) -> str:
-        """What a command line and messages call it."""
-        return (self.metavar or self.name) if self.positional else f"--{self.name}"
-
-
-# Flags by the titles that --help puts above them.
-FlagGroups = dict[str, tuple[Flag, ...]]
-
-# Of every entry point that computes, and of those that only use a fine-tuned model.
-DEVICE_FLAGS = (
-    Flag("device", str, None, "cpu, cuda or cuda:N; default cuda where there is one"),
-    Flag(
-        "dtype",
-        str,
-        AUTO,
-        "auto: the fastest that the machine computes natively; a resumed run keeps its own",
-        choices=(AUTO, *DTYPES),
-    ),
-)
-MACHINE_FLAGS = (
-    *DEVICE_FLAGS,
-    Flag(
-        "max_tokens_per_batch",
-        int,
-        EVALUATION_TOKENS,
-        "of one forward pass, changes no result",
-        low=1,
-    ),
-)
-
-
-class UsageError(XNLIError, ValueError):
-    """What was asked can't be done; one problem a line."""
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
-
-
-def refuse_wrong_words(
-    description: str,
-    groups: FlagGroups,
-    problems_of_names: Callable[[argparse.Namespace], list[str]] | None = None,
-    recipes: bool = True,
-) -> None:
-    """Print the help and exit with 0, or say what is wrong with the command line's words and exit
-    with 2; return where its words are right.
-
-    `problems_of_names` looks at what other tables than `groups` name. With wrong words, files that
-    are not there are said in the same go. Of several processes the first one speaks.
-    """
-    with contextlib.nullcontext() if _is_first_process() else _nothing_printed():
-        arguments, problems = parse_flags(description, groups, recipes=recipes)
-    if problems_of_names is not None:
-        problems += problems_of_names(arguments)
-    if not problems:
-        return
-    if _is_first_process() or _lacks_recipe(arguments):
-        _print_errors(problems + _missing_files(arguments, groups))
-    sys.exit(EXIT_REFUSED)
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def _nothing_printed() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
-def _lacks_recipe(arguments: argparse.Namespace) -> bool:
-    """Whether this is another node's first process, and the recipe may be missing on its node
-    alone."""
-    recipe = getattr(arguments, "config", None)
-    first_of_node = os.environ.get("LOCAL_RANK") == "0"
-    return first_of_node and recipe is not None and not os.access(recipe, os.R_OK)
-
-
-def _missing_files(arguments: argparse.Namespace, groups: FlagGroups) -> list[str]:
-    problems = []
-    for flag in _flags_of(groups):
-        value = getattr(arguments, flag.name)
-        if flag.must_exist and value is not None:
-            for path in value if isinstance(value, list) else [value]:
-                if not os.path.exists(path) and not glob.glob(path):
-                    what = "matches no file" if glob.has_magic(path) else "no such file"
-                    problems.append(f"{flag.option} {_shown(path)}: {what}")
-    return problems
 
 
 def parse_flags(
@@ -171,7 +49,7 @@ def parse_flags(
         parser.set_defaults(**recipe)
         arguments, _ = _parse_words(parser, words)
         problems += recipe_problems
-    for flag in _flags_of(groups):
+    for flag in flags_of(groups):
         wrong = _problems_of(flag, getattr(arguments, flag.name))
         if wrong:
             setattr(arguments, flag.name, flag.default)
@@ -179,45 +57,9 @@ def parse_flags(
     return arguments, problems
 
 
-def _flags_of(groups: FlagGroups) -> Iterator[Flag]:
+def flags_of(groups: FlagGroups) -> Iterator[Flag]:
     for flags in groups.values():
         yield from flags
-
-
-def nearest(given: str, names: Iterable[str]) -> str | None:
-    """The name that `given` most likely stands for, or None where none is near.
-
-    Case, hyphens and underscores count for nothing; a beginning or an end of a name stands for it,
-    and so does what is short for it.
-    """
-    by_key: dict[str, str] = {}
-    for name in names:
-        by_key.setdefault(_key(name), name)
-    key = _key(given)
-    if key in by_key:
-        return by_key[key]
-    if len(key) >= SHORTEST_PART:
-        for name_key, name in by_key.items():
-            if name_key.startswith(key) or name_key.endswith(f"_{key}"):
-                return name
-    close = difflib.get_close_matches(key, by_key, n=1, cutoff=LEAST_LIKENESS)
-    if close:
-        return by_key[close[0]]
-    long = [name for name_key, name in by_key.items() if _is_short_for(key, name_key)]
-    return long[0] if len(long) == 1 else None
-
-
-def _is_short_for(key: str, name: str) -> bool:
-    """Whether letters were left out: lr of learning_rate, bf16 of bfloat16."""
-    if key == "".join(part[0] for part in name.split("_") if part):
-        return len(key) > 1
-    letters = iter(name)
-    ends_meet = key[:1] == name[:1] and key[-1:] == name[-1:]
-    return len(key) >= SHORTEST_PART and ends_meet and all(letter in letters for letter in key)
-
-
-def _key(name: str) -> str:
-    return name.lower().replace("-", "_").replace(" ", "_").strip("_")
 
 
 def _parse_words(
@@ -230,11 +72,11 @@ def _parse_words(
         try:
             arguments, unknown = parser.parse_known_args(words)
         except argparse.ArgumentError as error:
-            problems.append(f"{error.argument_name}: {_shown(error.message)}")
+            problems.append(f"{error.argument_name}: {shown(error.message)}")
             words = _without_flag(words, error.argument_name.split("/"))
         else:
             return arguments, problems + [
-                told.get(word, f"unknown argument {_shown(word)}; see --help") for word in unknown
+                told.get(word, f"unknown argument {shown(word)}; see --help") for word in unknown
             ]
 
 
@@ -279,7 +121,7 @@ def _looks_like_flag(word: str) -> bool:
 
 
 def _unknown(name: str, right: str | None) -> str:
-    said = f"unknown argument {_shown(name)}"
+    said = f"unknown argument {shown(name)}"
     return f"{said}; see --help" if right is None else f"{said}: did you mean {right}?"
 
 
@@ -359,11 +201,11 @@ def _read_recipe(path: Path, groups: FlagGroups) -> tuple[dict, list[str]]:
     # something else in PyYAML.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return {}, [f"--config {path}: can't be read ({_shown(reason)})"]
+        return {}, [f"--config {path}: can't be read ({shown(reason)})"]
     if not isinstance(recipe, dict):
         return {}, [f"--config {path}: expected a mapping of flags to values"]
     recipe = _without_findings(recipe)
-    flags = {flag.name: flag for flag in _flags_of(groups)}
+    flags = {flag.name: flag for flag in flags_of(groups)}
     unknown = [_unknown_key(key, flags) for key in recipe if key not in flags]
     problems = [f"--config {path}: {problem}" for problem in unknown]
     known = {key: value for key, value in recipe.items() if key in flags and value is not None}
@@ -382,7 +224,7 @@ def _without_findings(recipe: dict) -> dict:
 
 def _unknown_key(key: object, flags: Mapping[str, Flag]) -> str:
     right = nearest(key, flags) if isinstance(key, str) else None
-    said = f"unknown key {_shown(key)}"
+    said = f"unknown key {shown(key)}"
     return f"{said}; keys are the flags" if right is None else f"{said}: did you mean {right}?"
 
 
@@ -406,7 +248,7 @@ def _problems_of(flag: Flag, value: object) -> list[str]:
     if value is None or (flag.positional and value == []):
         return []
     given = value if isinstance(value, list) else [value]
-    said = f"{flag.option} {' '.join(map(_shown, given[:MAX_SHOWN_WORDS]))}"
+    said = f"{flag.option} {' '.join(map(shown, given[:MAX_SHOWN_WORDS]))}"
     expected = _expected_instead(flag, value)
     if expected is not None:
         return [f"{said}: expected {expected}"]
@@ -451,7 +293,7 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != "" and "\0" not in value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Anything that a user gave, on one line and cut where it is long."""
     try:
         # Lists of the same list several times, and so on, would print for ever.
@@ -460,34 +302,3 @@ def _shown(value: object) -> str:
         text = "a number of thousands of digits"
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_SHOWN + 1])
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
-
-
-def exit_code_of(work: Callable[[], None]) -> int:
-    """Do `work`; return 0, or print what went wrong and return the exit code of it."""
-    try:
-        work()
-        return 0
-    except UsageError as error:
-        code, problems = error.exit_code, error.problems
-    except XNLIError as error:
-        code, problems = error.exit_code, [str(error)]
-    except OSError as error:
-        code, problems = EXIT_REFUSED, [f"{error.filename or 'disk'}: {error.strerror or error}"]
-    except _out_of_memory_errors() as error:
-        reason = str(error).split(". ")[0]
-        code = EXIT_FAILED
-        problems = [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
-    _print_errors(problems)
-    return code
-
-
-def _out_of_memory_errors() -> tuple[type[Exception], ...]:
-    """What a library that the work has imported raises for it."""
-    torch = sys.modules.get("torch")
-    return () if torch is None else (torch.OutOfMemoryError,)
-
-
-def _print_errors(problems: Iterable[str]) -> None:
-    for problem in problems:
-        printable = problem if problem.isprintable() else ascii(problem)[1:-1]
-        print(f"error: {printable}", file=sys.stderr)

@@ -170,7 +170,7 @@ def test_a_known_name_stays_itself(assets, small_demo, monkeypatch, capsys):
 def test_names_of_xnli_stay_themselves_in_a_recipe():
     small_run.write_dataset(Path("hindi_xnli"))
     words = ["--dataset", "hindi_xnli", "./hindi_xnli", "xnli_ur"]
-    args, _ = parse_flags("", finetune.FLAGS, words)
+    args, _ = parse_flags("", finetune.COMMAND.flags, words)
     lasting = ["hindi_xnli", os.path.abspath("hindi_xnli"), "xnli_ur"]
     assert finetune.data_flags(args)["dataset"] == lasting
 

@@ -21,8 +21,8 @@ from xnli_gpt.checkpoints.paths import told_of_folder
 from xnli_gpt.checkpoints.pickles import StorageRecord, TensorRecord, read_pickle, stand_in
 from xnli_gpt.checkpoints.wording import listed, shown
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.files import FINE_TUNED_KIND
 
-FINE_TUNED_KIND = "hindi-xnli-classifier"
 # Tied tables make more weights than a file stores; without a limit, some kilobytes would be a model
 # of any size.
 MOST_SHARING = 8

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xnli_gpt.errors import DataError
-from xnli_gpt.flags import nearest
+from xnli_gpt.spelling import nearest
 
 XNLI_LANGUAGES = {
     "ar": "arabic",

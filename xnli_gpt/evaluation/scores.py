@@ -1,8 +1,8 @@
-"""From batches to logits, and from logits to all metrics of a split and to means over datasets."""
+"""From logits to all metrics of a split and to means over datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,24 +30,6 @@ from xnli_gpt.evaluation.slices import slice_columns, slice_figures, slices_of
 # scipy and scikit-learn are imported where they are used: predicting needs neither.
 
 CALIBRATION_BINS = 10
-
-
-@torch.inference_mode()
-def predict_logits(
-    predict: Callable[[object], Tensor],
-    batches: Iterable[tuple[np.ndarray, object]],
-    num_rows: int,
-    num_classes: int,
-) -> Tensor:
-    """Logits [num_rows, classes], float32 on the CPU, in the order of the rows.
-
-    `batches` gives (positions of the rows, inputs) in any order and cut, and `predict(inputs)`
-    their logits [B, classes].
-    """
-    logits = torch.full((num_rows, num_classes), torch.nan)
-    for positions, inputs in batches:
-        logits[torch.from_numpy(positions)] = predict(inputs).float().cpu()
-    return logits
 
 
 def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence[str]) -> dict:

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from xnli_gpt.errors import RunError
-from xnli_gpt.files import read_whole, sync_folder, torch_writer, written_beside
+from xnli_gpt.files import SAVE_KIND, read_whole, sync_folder, torch_writer, written_beside
 from xnli_gpt.training.recipe import OF_THIS_PROCESS, Progress
 
 SECONDS_BETWEEN_SAVES = 600
-SAVE_KIND = "hindi-xnli-save"
 
 
 class SaveTimes:

@@ -1,0 +1,138 @@
+"""Commands: their words read into a configuration, errors as lines on stderr, and exit codes.
+
+All that is wrong with a command line is told at once, each problem in a line that begins with
+"error:". Nothing here imports torch: an entry point calls `Command.refuse_wrong_words` before its
+own heavy imports, so that help and what is wrong with the words come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, UsageError, XNLIError
+from xnli_gpt.flags import flags_of, parse_flags, shown
+from xnli_gpt.options import FlagGroups, configuration_of, flag_groups
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what --help says of it, its configuration, and whether there is a --config.
+
+    `problems_of_names` looks at what other tables than the flags name.
+    """
+
+    description: str
+    configuration: type
+    problems_of_names: Callable[[object], list[str]] = lambda configuration: []
+    recipes: bool = True
+
+    @property
+    def flags(self) -> FlagGroups:
+        """Return its flags by the titles of their groups."""
+        return flag_groups(self.configuration)
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[object, list[str]]:
+        """Return the configuration that a command line and its recipe ask for, and all that is
+        wrong with them; a wrong value's place is taken by the default."""
+        arguments, problems = parse_flags(self.description, self.flags, argv, self.recipes)
+        configuration = configuration_of(self.configuration, vars(arguments))
+        return configuration, problems + self.problems_of_names(configuration)
+
+    def refuse_wrong_words(self) -> None:
+        """Print the help and exit with 0, or say what is wrong with the command line's words and
+        exit with 2; return where its words are right.
+
+        With wrong words, files that are not there are said in the same go. Of several processes
+        the first one speaks.
+        """
+        with contextlib.nullcontext() if _is_first_process() else _nothing_printed():
+            arguments, problems = parse_flags(self.description, self.flags, None, self.recipes)
+        problems += self.problems_of_names(configuration_of(self.configuration, vars(arguments)))
+        if not problems:
+            return
+        if _is_first_process() or _lacks_recipe(arguments):
+            _print_errors(problems + _missing_files(arguments, self.flags))
+        sys.exit(EXIT_REFUSED)
+
+
+class Problems(list[str]):
+    """What was found wrong so far, so that all of it is told at once."""
+
+    def attempt(self, work: Callable[..., object], *arguments: object) -> object:
+        """Return what `work` does; None where it is refused, with the reasons noted."""
+        try:
+            return work(*arguments)
+        except UsageError as error:
+            self.extend(error.problems)
+        except XNLIError as error:
+            self.append(str(error))
+        except OSError as error:
+            self.append(f"{error.filename}: {error.strerror}")
+        return None
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _lacks_recipe(arguments: argparse.Namespace) -> bool:
+    """Whether this is another node's first process, and the recipe may be missing on its node
+    alone."""
+    recipe = getattr(arguments, "config", None)
+    first_of_node = os.environ.get("LOCAL_RANK") == "0"
+    return first_of_node and recipe is not None and not os.access(recipe, os.R_OK)
+
+
+def _missing_files(arguments: argparse.Namespace, groups: FlagGroups) -> list[str]:
+    problems = []
+    for flag in flags_of(groups):
+        value = getattr(arguments, flag.name)
+        if flag.must_exist and value is not None:
+            for path in value if isinstance(value, list) else [value]:
+                if not os.path.exists(path) and not glob.glob(path):
+                    what = "matches no file" if glob.has_magic(path) else "no such file"
+                    problems.append(f"{flag.option} {shown(path)}: {what}")
+    return problems
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do `work`; return 0, or print what went wrong and return the exit code of it."""
+    try:
+        work()
+        return 0
+    except UsageError as error:
+        code, problems = error.exit_code, error.problems
+    except XNLIError as error:
+        code, problems = error.exit_code, [str(error)]
+    except OSError as error:
+        code, problems = EXIT_REFUSED, [f"{error.filename or 'disk'}: {error.strerror or error}"]
+    except _out_of_memory_errors() as error:
+        reason = str(error).split(". ")[0]
+        code = EXIT_FAILED
+        problems = [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
+    _print_errors(problems)
+    return code
+
+
+def _out_of_memory_errors() -> tuple[type[Exception], ...]:
+    """What a library that the work has imported raises for it."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)
+
+
+def _print_errors(problems: Iterable[str]) -> None:
+    for problem in problems:
+        printable = problem if problem.isprintable() else ascii(problem)[1:-1]
+        print(f"error: {printable}", file=sys.stderr)

@@ -1,0 +1,123 @@
+"""Logits and metrics of whole splits, computed without gradients within memory and by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xnli_gpt.choices import EVALUATION_TOKENS
+from xnli_gpt.data.encoded import EncodedSplit
+from xnli_gpt.data.packing import packed_rows
+from xnli_gpt.evaluation.scores import classification_metrics
+from xnli_gpt.training.distributed import ALONE, Ranks
+from xnli_gpt.training.order import cut_by_tokens
+from xnli_gpt.training.signals import StopSignals
+from xnli_gpt.training.step import autocast
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How logits are computed: precision, tokens of a forward pass, ranks, and what breaks off."""
+
+    dtype: torch.dtype
+    max_tokens: int = EVALUATION_TOKENS
+    ranks: Ranks = ALONE
+    stop: StopSignals | None = None
+
+    def is_stopped(self) -> bool:
+        """Return whether a signal was noted on this rank."""
+        return self.stop is not None and self.stop.received is not None
+
+
+def evaluate_split(
+    model: nn.Module,
+    split: EncodedSplit,
+    classes: Sequence[str],
+    inference: Inference,
+    max_batches: int | None = None,
+) -> dict | None:
+    """Return metrics on a whole split, or on every rank's first batches of the longest rows.
+
+    None where a noted signal broke it off on some rank.
+    """
+    computed = split_logits(model, split, len(classes), inference, max_batches)
+    if computed is None:
+        return None
+    logits, rows = computed
+    return classification_metrics(logits, np.asarray(split.labels)[rows], classes)
+
+
+def split_logits(
+    model: nn.Module,
+    split: EncodedSplit,
+    num_classes: int,
+    inference: Inference,
+    max_batches: int | None = None,
+) -> tuple[Tensor, np.ndarray] | None:
+    """Return logits [R, classes], float32 on the CPU, and the rows [R] of the split that they are
+    of, in order: all of them, or those of every rank's first batches of the longest rows.
+
+    Every row is computed by one rank. Where a GPU's memory does not hold a batch, it is halved.
+    None where a noted signal broke it off on some rank.
+    """
+    ranks = inference.ranks
+    share = ranks.share_of(split.lengths)
+    cuts = cut_by_tokens(split.lengths[share], inference.max_tokens)[:max_batches]
+    own = [share[cut] for cut in cuts if len(cut)]
+    own_logits = logits_of_batches(model, split, own, num_classes, inference)
+    if ranks.any(inference.is_stopped())[0]:
+        return None
+    # What other ranks compute is zero here: the sum is exact.
+    logits, computed = torch.zeros(len(split), num_classes), torch.zeros(len(split))
+    if own:
+        own_rows = torch.from_numpy(np.concatenate(own))
+        logits[own_rows], computed[own_rows] = own_logits, 1.0
+    rows = ranks.sum_over_all(computed).nonzero()[:, 0]
+    return ranks.sum_over_all(logits)[rows], rows.numpy()
+
+
+def logits_of_batches(
+    model: nn.Module,
+    split: EncodedSplit,
+    batches: Sequence[np.ndarray],
+    num_classes: int,
+    inference: Inference,
+) -> Tensor:
+    """Return logits [rows of all batches, classes], in the order of the batches.
+
+    Batches that a GPU's memory does not hold are halved; batches after a signal are left at zero.
+    """
+    model.eval()
+    try:
+        computed = [
+            _logits_of(model, split, batch, inference)
+            for batch in batches
+            if not inference.is_stopped()
+        ]
+    except torch.OutOfMemoryError:
+        if max(map(len, batches)) == 1:
+            raise
+    else:
+        logits = torch.zeros(sum(map(len, batches)), num_classes)
+        if computed:
+            done = torch.cat(computed).float().cpu()
+            logits[: len(done)] = done
+        return logits
+    # Outside of the handler, whose exception holds on to the tensors of the failed pass.
+    torch.cuda.empty_cache()
+    halves = [half for batch in batches for half in np.array_split(batch, 2) if len(half)]
+    return logits_of_batches(model, split, halves, num_classes, inference)
+
+
+@torch.inference_mode()
+def _logits_of(
+    model: nn.Module, split: EncodedSplit, batch: np.ndarray, inference: Inference
+) -> Tensor:
+    """Return logits [B, classes] on the model's device."""
+    device = next(model.parameters()).device
+    with autocast(device.type, inference.dtype):
+        return model(packed_rows(split, batch)[0].to(device))
