@@ -19,9 +19,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from xnli_gpt.checkpoints.options import PretrainedOptions
 from xnli_gpt.commands import Command, exit_code_of
 from xnli_gpt.errors import CheckpointError, UsageError
 from xnli_gpt.options import group, option
@@ -239,6 +241,53 @@ def check_flags_against_file(
             "leave the flag out, it is no longer needed"
         )
     return problems
+
+
+def read_pretrained(
+    options: PretrainedOptions, block_size: int, needs_weights: bool = True
+) -> tuple[dict, GPTBatched | None]:
+    """Return `info` and the trunk of the checkpoint that options name, from one reading; the trunk
+    is None where its weights are not needed.
+
+    Raises CheckpointError for a file that can't be used, and UsageError for an option that
+    contradicts it.
+    """
+    if options.pretrained_ckpt_path is None:
+        raise UsageError(["--pretrained_ckpt_path is needed: a path or a glob of checkpoints"])
+    path = resolve_checkpoint_path(options.pretrained_ckpt_path)
+
+    def read(num_heads: int | None) -> tuple[dict, GPTBatched | None]:
+        if not needs_weights:
+            info, _ = inspect_checkpoint(path, num_heads=num_heads, max_seq_len=block_size)
+            return info, None
+        trunk, info, _ = load_pretrained_checkpoint(
+            path, num_heads=num_heads, max_seq_len=block_size
+        )
+        return info, trunk
+
+    try:
+        info, trunk = read(options.n_head)
+    except CheckpointError:
+        if options.n_head is None:
+            raise
+        # A wrong number of heads must not hide the other options that contradict the file.
+        with suppress(CheckpointError):
+            _require_options_of_file(options, read(None)[0])
+        raise
+    _require_options_of_file(options, info)
+    return info, trunk
+
+
+def _require_options_of_file(options: PretrainedOptions, info: dict) -> None:
+    problems = check_flags_against_file(
+        info,
+        n_layer=options.n_layer,
+        n_head=options.n_head,
+        n_embd=options.n_embd,
+        vocab_size=options.vocab_size,
+    )
+    if problems:
+        raise UsageError(problems)
 
 
 def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:

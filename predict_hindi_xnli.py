@@ -160,7 +160,9 @@ def check_request(config: Predicting, problems: Sequence[str]) -> None:
 
 
 def _problems_of_task(config: Predicting) -> list[str]:
-    one_pair = [name for name in ("premise", "hypothesis") if getattr(config.pair, name) is not None]
+    one_pair = [
+        name for name in ("premise", "hypothesis") if getattr(config.pair, name) is not None
+    ]
     files = [name for name in ("input", "output") if getattr(config.files, name) is not None]
     if config.model.export is not None:
         others = one_pair + files

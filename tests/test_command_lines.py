@@ -74,7 +74,9 @@ def imported_by(name: str, *words: object) -> tuple[set[str], subprocess.Complet
 
 def problems_of(words: str, module: object = finetune) -> list[str]:
     recipes = {} if module is not inspector else {"recipes": False}
-    return parse_flags(module.COMMAND.description, module.COMMAND.flags, words.split(), **recipes)[1]
+    return parse_flags(module.COMMAND.description, module.COMMAND.flags, words.split(), **recipes)[
+        1
+    ]
 
 
 # At once

@@ -10,16 +10,16 @@ from shell import ROOT
 import xnli_gpt
 from export import ExportError
 from load_checkpoint_helper import CheckpointError
+from xnli_gpt.commands import exit_code_of
 from xnli_gpt.errors import (
     DataError,
     EvaluationError,
     PredictionsError,
     RunError,
     TrainingError,
+    UsageError,
     XNLIError,
 )
-from xnli_gpt.commands import exit_code_of
-from xnli_gpt.errors import UsageError
 
 # What each is besides, for those who catch that, and the exit code.
 ERRORS = {

@@ -20,8 +20,7 @@ import finetune_hindi_xnli as finetune
 import inference
 import predict_hindi_xnli as predict
 from inference import Prediction, XNLIClassifier
-from xnli_gpt.errors import DataError, EvaluationError, RunError
-from xnli_gpt.errors import UsageError
+from xnli_gpt.errors import DataError, EvaluationError, RunError, UsageError
 
 SCRIPT = Path(predict.__file__)
 PAIR = ("राम ने बाज़ार से 3 आम ख़रीदा", "राम के पास आम है")

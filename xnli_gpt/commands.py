@@ -8,6 +8,7 @@ own heavy imports, so that help and what is wrong with the words come at once.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import glob
 import os
@@ -51,12 +52,12 @@ class Command:
         With wrong words, files that are not there are said in the same go. Of several processes
         the first one speaks.
         """
-        with contextlib.nullcontext() if _is_first_process() else _nothing_printed():
+        with printed_by_main_process():
             arguments, problems = parse_flags(self.description, self.flags, None, self.recipes)
         problems += self.problems_of_names(configuration_of(self.configuration, vars(arguments)))
         if not problems:
             return
-        if _is_first_process() or _lacks_recipe(arguments):
+        if _is_main_process() or _lacks_recipe(arguments):
             _print_errors(problems + _missing_files(arguments, self.flags))
         sys.exit(EXIT_REFUSED)
 
@@ -77,12 +78,20 @@ class Problems(list[str]):
         return None
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+def _are_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _is_main_process() -> bool:
+    return not _are_several() or os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
-def _nothing_printed() -> Iterator[None]:
+def printed_by_main_process() -> Iterator[None]:
+    """Keep the other processes from printing to standard output."""
+    if _is_main_process():
+        yield
+        return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
@@ -136,3 +145,17 @@ def _print_errors(problems: Iterable[str]) -> None:
     for problem in problems:
         printable = problem if problem.isprintable() else ascii(problem)[1:-1]
         print(f"error: {printable}", file=sys.stderr)
+
+
+def end_process(code: int) -> None:
+    """End the process; of several ranks, without what C++ libraries do at their end: one whose
+    peers have ended might wait for them for ever, and gloo's threads may abort a run that is done.
+    """
+    if not _are_several():
+        sys.exit(code)
+    if code == 0:
+        # Loggers write what they still hold.
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

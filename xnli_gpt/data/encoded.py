@@ -63,8 +63,14 @@ class JoinedDatasets:
     def classes(self) -> tuple[str, ...]:
         return next(iter(self.sets.values())).classes
 
+    @property
+    def longest_row(self) -> int:
+        """Return the tokens of the longest row of all splits."""
+        splits = (split for one in self.sets.values() for split in one.splits.values())
+        return int(max(split.lengths.max() for split in splits))
+
     def splits(self, split: str) -> dict[str, EncodedSplit]:
-        """The split of every set."""
+        """Return the split of every set."""
         return {name: data.splits[split] for name, data in self.sets.items()}
 
 

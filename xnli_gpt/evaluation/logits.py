@@ -76,8 +76,8 @@ def split_logits(
     if own:
         own_rows = torch.from_numpy(np.concatenate(own))
         logits[own_rows], computed[own_rows] = own_logits, 1.0
-    rows = ranks.sum_over_all(computed).nonzero()[:, 0]
-    return ranks.sum_over_all(logits)[rows], rows.numpy()
+    rows = ranks.all_reduce(computed).nonzero()[:, 0]
+    return ranks.all_reduce(logits)[rows], rows.numpy()
 
 
 def logits_of_batches(

@@ -34,12 +34,12 @@ class Ranks:
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether a rank raises it. All wait here for each other."""
+        """Return for each flag whether a rank raises it. All ranks wait here for each other."""
         if self.world_size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32)
@@ -47,38 +47,39 @@ class Ranks:
             dist.all_reduce(votes, dist.ReduceOp.MAX)
         return votes.bool().tolist()
 
-    def gathered(self, value: object) -> list:
-        """What every rank gives, in their order."""
+    def all_gather_object(self, value: object) -> list:
+        """Return what every rank gives, in the order of the ranks."""
         values = [value] * self.world_size
         if self.world_size > 1:
             with self._reaching_others():
                 dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, work: Callable[[], object]) -> object:
-        """What `work()` gives on the first rank; the RunError that it raises there, on all."""
+    def broadcast_object(self, work: Callable[[], object]) -> object:
+        """Return what `work()` gives on the first rank; the RunError that it raises there is
+        raised on all."""
         outcome = None
-        if self.is_first:
+        if self.is_main_process:
             try:
                 outcome = work()
             except RunError as error:
                 outcome = error
-        outcome = self.gathered(outcome)[0]
+        outcome = self.all_gather_object(outcome)[0]
         if isinstance(outcome, RunError):
             raise outcome
         return outcome
 
-    def copy_from_first(self, model: nn.Module) -> None:
-        """The first rank's weights for all."""
+    def broadcast_model(self, model: nn.Module) -> None:
+        """Give every rank the first rank's weights."""
         if self.world_size > 1:
             with self._reaching_others():
                 for tensor in model.state_dict().values():
                     dist.broadcast(tensor, src=0)
 
-    def in_turns(self, work: Callable[[], object]) -> object:
-        """`work()`, on the first rank before all others and on each node's first before the
-        rest of its node: what one puts into a cache, the others find there."""
-        own_turn = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+    def main_process_first(self, work: Callable[[], object]) -> object:
+        """Return `work()`, done on the first rank before all others, and on each node's first
+        before the rest of its node: what one puts into a cache, the others find there."""
+        own_turn = 0 if self.is_main_process else 1 if self.local_rank == 0 else 2
         for turn in range(3):
             if turn == own_turn:
                 result = work()
@@ -86,18 +87,18 @@ class Ranks:
         return result
 
     def share_of(self, lengths: np.ndarray) -> np.ndarray:
-        """This rank's positions among a step's examples, dealt out from the longest on."""
+        """Return this rank's positions among a step's examples, dealt out from the longest on."""
         return np.argsort(-lengths, kind="stable")[self.rank :: self.world_size]
 
-    def sum_over_all(self, tensor: Tensor) -> Tensor:
-        """`tensor` becomes the sum of every rank's."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by the sum of all ranks', and return it."""
         if self.world_size > 1:
             with self._reaching_others():
                 dist.all_reduce(tensor)
         return tensor
 
     def sum_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Every gradient becomes the sum of all ranks' gradients."""
+        """Replace every gradient by the sum of all ranks' gradients."""
         if self.world_size == 1:
             return
         with self._reaching_others():
@@ -112,7 +113,7 @@ class Ranks:
                 work.wait()
 
     def _summed_rows(self, gradient: Tensor) -> Tensor:
-        """The sum of all ranks' sparse gradients, by exchanging the rows that they have."""
+        """Return the sum of all ranks' sparse gradients, by exchanging the rows that they have."""
         rows, values = gradient.indices()[0], gradient.values()  # [U], [U, D]
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         dist.all_gather(counts, torch.tensor([len(rows)]))

@@ -1,19 +1,15 @@
-"""How many tokens memory holds, a step where it does not suffice, and compiling ahead of steps."""
+"""How many tokens memory holds, and compiling ahead of the first step."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
-from xnli_gpt.errors import TrainingError
-from xnli_gpt.training.distributed import Ranks
+from xnli_gpt.training.batches import MicroBatch
 from xnli_gpt.training.order import Examples, cut_by_tokens
-from xnli_gpt.training.progress_line import ProgressLine
-from xnli_gpt.training.recipe import Progress, Recipe, StepResult
-from xnli_gpt.training.step import MicroBatch, StepBatches, autocast, loss_of, train_step
+from xnli_gpt.training.recipe import Recipe
+from xnli_gpt.training.step import autocast, loss_of
 
 # Tokens of a forward pass: beyond this nothing gets faster.
 MAX_TOKENS = 65536
@@ -25,8 +21,8 @@ ACTIVATIONS_PER_UNIT = 32
 
 
 def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int:
-    """Tokens that a forward and backward pass may take: on a CPU those of some gigabytes of
-    activations, on a GPU what a trial pass on the longest examples says that its memory holds."""
+    """Return the tokens that a forward and backward pass may take: on a CPU those of some gigabytes
+    of activations, on a GPU what a trial pass on the longest examples says that memory holds."""
     device = next(model.parameters()).device
     config = model.pretrained_model.config
     itemsize = recipe.dtype.itemsize
@@ -64,36 +60,3 @@ def compile_ahead(model: nn.Module, recipe: Recipe, examples: Examples) -> None:
     for row in (longest, shortest):
         loss_of(MicroBatch(*examples.get_batch(row), None), len(row), model, recipe).backward()
     model.zero_grad(set_to_none=True)
-
-
-def step_within_memory(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    recipe: Recipe,
-    batches: StepBatches,
-    prepare: Callable[[int], StepBatches],
-    progress: Progress,
-    line: ProgressLine,
-    ranks: Ranks,
-) -> StepResult:
-    """A step, in smaller micro-batches where memory does not suffice: the result is the same."""
-    while True:
-        if batches.max_tokens > progress.max_tokens_per_batch:
-            batches = prepare(progress.step)
-        try:
-            return train_step(model, optimizer, scaler, recipe, batches, ranks)
-        except torch.OutOfMemoryError:
-            if all(len(batch.labels) == 1 for batch in batches.micro_batches):
-                raise TrainingError(
-                    "out of GPU memory with one example a micro-batch: use "
-                    "--gradient_checkpointing, a smaller --block_size or a larger GPU"
-                ) from None
-            progress.max_tokens_per_batch = min(batches.max_tokens, batches.most_tokens) // 2
-        # Outside of the handler, whose exception holds on to the tensors of the failed pass.
-        optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        line.say(
-            f"note: out of GPU memory; step {progress.step + 1} again with at most "
-            f"{progress.max_tokens_per_batch} tokens a micro-batch (--max_tokens_per_batch)"
-        )

@@ -47,7 +47,7 @@ class ExampleOrder:
         self._latest: tuple[int, np.ndarray] | None = None
 
     def of_step(self, step: int) -> np.ndarray:
-        """Positions [B], by nothing but the seed and the step."""
+        """Return positions [B], by nothing but the seed and the step."""
         epoch, step_in_epoch = divmod(step, self.epoch_steps)
         if self._latest is None or self._latest[0] != epoch:
             self._latest = (epoch, self._of_epoch(epoch))
@@ -70,7 +70,7 @@ class ExampleOrder:
 
 
 def _part_of_stream(length: int, start: int, count: int, seed: list[int]) -> np.ndarray:
-    """`count` numbers from `start` on of permutations of `length`, one after the other."""
+    """Return `count` numbers from `start` on of permutations of `length`, one after the other."""
     first, last = start // length, (start + count - 1) // length
     rounds = [
         np.random.default_rng([*seed, number]).permutation(length)
@@ -80,7 +80,8 @@ def _part_of_stream(length: int, start: int, count: int, seed: list[int]) -> np.
 
 
 def dropout_masks(seed: int, step: int, num_examples: int, width: int, p: float) -> Tensor | None:
-    """[examples of the step, width] of 0 and 1/(1-p): a function of seed, step and position."""
+    """Return factors [examples of the step, width], 0 or 1/(1-p), by seed, step and position;
+    None without dropout."""
     if p == 0:
         return None
     mixed_seed = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
@@ -89,16 +90,9 @@ def dropout_masks(seed: int, step: int, num_examples: int, width: int, p: float)
     return kept / (1 - p)
 
 
-def balanced_class_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
-    """N / (classes × examples of the class), scikit-learn's "balanced"."""
-    counts = np.bincount(labels, minlength=num_classes)
-    assert counts.all(), "a class without examples is refused when the data is read"
-    return tuple((len(labels) / (num_classes * counts)).tolist())
-
-
 def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Positions of a step's examples, the longest first, cut into micro-batches of at most
-    `max_tokens`; an example of more tokens has one of its own."""
+    """Return the positions of a step's examples, the longest first, cut into micro-batches of at
+    most `max_tokens`; an example of more tokens has one of its own."""
     order = np.argsort(-lengths, kind="stable")
     cuts, tokens = [0], 0
     for place, length in enumerate(lengths[order]):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from xnli_gpt.training.recipe import Progress
+from xnli_gpt.training.state import TrainState
 
 # Without a terminal a line comes this often, and in a run of hours up to so rarely.
 SECONDS_BETWEEN_LINES = (10.0, 60.0)
@@ -60,20 +60,20 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, progress: Progress, epoch: float) -> None:
-        speed, rate = progress.recent.examples_per_second, progress.learning_rate
-        self.loss = progress.losses[-1] if progress.losses else self.loss
+    def show(self, state: TrainState, epoch: float) -> None:
+        speed, rate = state.recent.examples_per_second, state.learning_rate
+        self.loss = state.losses[-1] if state.losses else self.loss
         # No loss yet is no loss of nan.
         loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
         if not self.bar.disable:
             self.bar.update()
             self.bar.set_postfix_str(f"{loss}lr {rate:.1e}, {speed:.0f} examples/s", refresh=False)
-        elif self.times.is_due_after_step() or progress.step == self.num_steps:
+        elif self.times.is_due_after_step() or state.step == self.num_steps:
             elapsed = time.perf_counter() - self.started
-            own_steps = progress.step - self.first_step
-            left = elapsed / own_steps * (self.num_steps - progress.step)
+            own_steps = state.step - self.first_step
+            left = elapsed / own_steps * (self.num_steps - state.step)
             self.say(
-                f"step {progress.step}/{self.num_steps}, epoch {epoch:.2f}: "
+                f"step {state.step}/{self.num_steps}, epoch {epoch:.2f}: "
                 f"{loss}lr {rate:.2e}, {speed:.1f} examples/s, {left:.0f} s left"
             )
 

@@ -1,96 +1,67 @@
-"""What a run computes besides model and data, the schedule of its rate, and where it is."""
+"""What a run computes besides model and data, and the schedule of its learning rate."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from xnli_gpt.choices import SCHEDULES
-from xnli_gpt.training.records import RecentRate
+from xnli_gpt.errors import UsageError
+from xnli_gpt.training.options import RecipeOptions
 
 # The group's recipe: the rate falls to a tenth at 90 % of the steps and stays there.
 FINAL_LR_FRACTION = 0.1
 DECAY_END = 0.9
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what a run computes, besides model and data."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RecipeOptions):
+    """A recipe's options with what follows from them for one dataset: all that decides what a run
+    computes, besides model and data."""
 
-    examples_per_step: int
+    examples_per_step: int  # of all ranks
     num_steps: int
-    eval_interval: int
-    learning_rate: float = 1e-4
-    warmup_ratio: float = 0.1
-    lr_schedule: str = "linear"
-    grad_clip: float = 1.0
-    dropout: float = 0.1
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] | None = None
+    eval_interval: int  # in steps
+    weight_of_class: tuple[float, ...] | None = None
     early_stopping: int = 0  # evaluations without a better one; 0 never stops
-    seed: int = 0
     dtype: torch.dtype = torch.float32
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Mean loss of a step's examples, the gradient's norm, and whether the scaler skipped it."""
-
-    loss: Tensor
-    grad_norm: Tensor
-    skipped: bool
+def number_of_steps(max_steps: int | None, num_epochs: float, epoch_steps: int) -> int:
+    """Return the steps of a run: `max_steps`, or without it those of its epochs."""
+    return max_steps or max(1, round(num_epochs * epoch_steps))
 
 
-@dataclass(frozen=True)
-class UnsettledStep:
-    """A step whose loss nobody has looked at."""
-
-    step: int
-    learning_rate: float
-    result: StepResult
+def eval_interval_of(eval_interval: int | None, epoch_steps: int) -> int:
+    """Return the steps between evaluations, by default a quarter of an epoch."""
+    return eval_interval or max(1, epoch_steps // 4)
 
 
-@dataclass
-class Progress:
-    """Where a run is."""
+def class_weights_of(
+    options: RecipeOptions, labels: np.ndarray, num_classes: int
+) -> tuple[float, ...] | None:
+    """Return the weight of every class in the loss, by the labels [N] that are trained on.
 
-    step: int = 0  # steps whose examples were seen
-    updates: int = 0  # steps that moved the weights: the schedule's clock
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    best: dict | None = None  # the validation metrics of the best evaluation
-    best_step: int = 0
-    best_of_sets: dict[str, dict] = field(default_factory=dict)  # by set, with their "step"
-    evaluations_since_best: int = 0
-    train_seconds: float = 0.0
-    examples: int = 0
-    max_tokens_per_batch: int = 0
-    learning_rate: float = 0.0  # of the last step
-    evaluated_step: int = 0
-    lines: list[dict] = field(default_factory=list)  # of the metrics file
-    losses: list[float] = field(default_factory=list)  # since the last evaluation
-    before_last: dict | None = None  # of the evaluation at the end, see `take_back_last_evaluation`
-    unsettled: list[UnsettledStep] = field(default_factory=list)  # not yet looked at
-    recent: RecentRate = field(default_factory=RecentRate)  # of this process
-
-    @property
-    def examples_per_second(self) -> float:
-        """The mean over the whole run, whatever processes it had."""
-        return self.examples / self.train_seconds if self.train_seconds else 0.0
+    Raises UsageError where a drawn subset lacks a class.
+    """
+    if (np.bincount(labels, minlength=num_classes) == 0).any():
+        raise UsageError([f"max_train_examples {len(labels)}: no example of a class; raise it"])
+    balanced = options.class_weights == "balanced"
+    return balanced_class_weights(labels, num_classes) if balanced else None
 
 
-# Fields of Progress that do not outlive their process, and those that an evaluation changes,
-# besides the lines of the metrics file.
-OF_THIS_PROCESS = ("unsettled", "recent")
-OF_EVALUATIONS = ("best", "best_step", "best_of_sets", "evaluations_since_best")
-OF_EVALUATIONS += ("evaluated_step", "losses")
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """Return N / (classes × examples of the class) for every class, scikit-learn's "balanced"."""
+    counts = np.bincount(labels, minlength=num_classes)
+    assert counts.all(), "a class without examples is refused when the data is read"
+    return tuple((len(labels) / (num_classes * counts)).tolist())
 
 
 def learning_rate_factor(schedule: str, update: int, num_steps: int, warmup_ratio: float) -> float:
-    """The share of the peak rate at an update counted from 0.
+    """Return the share of the peak rate at an update counted from 0.
 
     Warm-up rises linearly over `warmup_ratio` of the steps; then linear or cosine decay reaches
     a tenth at 90 % of the steps and stays there (the group's recipe); constant stays at 1.
@@ -108,10 +79,10 @@ def learning_rate_factor(schedule: str, update: int, num_steps: int, warmup_rati
 
 
 def warmup_steps_of(num_steps: int, warmup_ratio: float) -> int:
-    """The updates over which the rate rises."""
+    """Return the number of updates over which the rate rises."""
     return math.ceil(warmup_ratio * num_steps)
 
 
 def steps_per_epoch(num_examples: int, examples_per_step: int) -> int:
-    """Steps that see every example once; the last of an epoch may be smaller."""
+    """Return the steps that see every example once; the last of an epoch may be smaller."""
     return math.ceil(num_examples / examples_per_step)

@@ -1,29 +1,123 @@
-"""What a run writes down of every step: steps.jsonl, and how fast the recent ones were."""
+"""What a run leaves while it trains: steps.jsonl, metrics.jsonl, best models, saves, loggers."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import nn
+
+from xnli_gpt.files import save_atomically, save_checkpoint
+from xnli_gpt.training.run_folder import RunFolder, keep_as_earlier
+from xnli_gpt.training.state import TrainState
 
 # Who follows a run with `tail -f` sees its steps so late at most.
 SECONDS_BETWEEN_WRITES = 10.0
-# The rate that is shown is that of so much time of training.
-RECENT_SECONDS = 60.0
+# Takes scalars by their names, and their step.
+Logger = Callable[[Mapping[str, float], int], None]
+
+
+class Records:
+    """What a run leaves; this base class, of other ranks than the main process, leaves nothing."""
+
+    def add_step(self, step: int, numbers: Mapping[str, object]) -> None:
+        """Write one step's numbers; None for those that are not finite."""
+
+    def add_evaluation(self, state: TrainState, line: dict) -> None:
+        """Write the line of one evaluation."""
+
+    def keep_best(self, state: TrainState, metrics: dict) -> None:
+        """Write the best model so far."""
+
+    def write_save(self, content: Mapping[str, object]) -> None:
+        """Write a save to resume from."""
+
+    def flush(self, to_disk: bool = False) -> None:
+        """Write what waits; `to_disk`, so that it outlives a power cut."""
+
+
+@dataclass
+class RunRecords(Records):
+    """The records of a run in its folder, with every model that is the best so far.
+
+    `in_checkpoints` and `in_saves` are what every fine-tuned checkpoint and every save holds
+    besides weights and state. With `is_better`, the best model of each dataset is kept, too;
+    with `keeps_earlier`, also the best before an evaluation that a longer run would not have had.
+    """
+
+    folder: RunFolder
+    model: nn.Module
+    in_checkpoints: Mapping[str, object]
+    in_saves: Mapping[str, object]
+    loggers: list[Logger] = field(default_factory=list)
+    logged_metrics: Sequence[str] = ()
+    is_better: Callable[[dict, dict | None], bool] | None = None
+    keeps_earlier: bool = False
+
+    def begin(self, state: TrainState) -> None:
+        """Bring the files to where the run goes on from: what comes after will be written again."""
+        earlier = "".join(map(_as_json_line, state.lines))
+        save_atomically(self.folder.metrics, lambda partial: partial.write_text(earlier))
+        self.steps = StepLog(self.folder.steps, self.loggers)
+        self.steps.begin(state.step)
+
+    def add_step(self, step: int, numbers: Mapping[str, object]) -> None:
+        """Write one step's numbers; None for those that are not finite."""
+        self.steps.add(step, numbers)
+
+    def add_evaluation(self, state: TrainState, line: dict) -> None:
+        """Write the line of one evaluation, and keep the best model of each dataset."""
+        metrics = line["validation"]
+        if self.is_better is not None:
+            self._keep_best_of_sets(state, metrics.get("sets", {}))
+        # Not made anew where it has vanished with its folder: that is an error.
+        with open(self.folder.metrics, "r+", encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(_as_json_line(line))
+        scalars = {key: value for key, value in line.items() if isinstance(value, int | float)}
+        scalars |= {f"validation/{name}": metrics[name] for name in self.logged_metrics}
+        for log in self.loggers:
+            log(scalars, state.step)
+
+    def keep_best(self, state: TrainState, metrics: dict) -> None:
+        """Write the best model so far, with everything that using it needs."""
+        self._keep(self.folder.best(), state, metrics)
+
+    def write_save(self, content: Mapping[str, object]) -> None:
+        """Write a save to resume from."""
+        self.folder.saves.write({**content, **self.in_saves})
+
+    def flush(self, to_disk: bool = False) -> None:
+        """Write what waits; `to_disk`, so that it outlives a power cut."""
+        self.steps.flush(to_disk)
+
+    def _keep(self, path: Path, state: TrainState, metrics: dict) -> None:
+        if self.keeps_earlier and state.before_last is not None:
+            keep_as_earlier(path)
+        content = {"model": self.model.state_dict(), "step": state.step, "metrics": metrics}
+        save_checkpoint(path, {**self.in_checkpoints, **content})
+
+    def _keep_best_of_sets(self, state: TrainState, sets: Mapping[str, dict]) -> None:
+        for name, metrics in sets.items():
+            best = state.best_of_sets.get(name)
+            if self.is_better(metrics, best and best["metrics"]):
+                self._keep(self.folder.best(name), state, metrics)
+                state.best_of_sets[name] = {"step": state.step, "metrics": metrics}
 
 
 class StepLog:
     """steps.jsonl: a line of JSON a step, in the order of the steps.
 
-    Lines are kept in memory until `flush`, or for some seconds. `sinks` get every step's numbers
-    at once. `path` is made with the first flush.
+    Lines are kept in memory until `flush`, or for some seconds. `loggers` get every step's numbers
+    at once. `path` is made by `begin`.
     """
 
-    def __init__(self, path: Path, sinks: list[Callable[[Mapping[str, float], int], None]]):
-        self.path, self.sinks = path, sinks
+    def __init__(self, path: Path, loggers: list[Logger]):
+        self.path, self.loggers = path, loggers
         self._waiting: list[str] = []
         self._last_write = time.monotonic()
 
@@ -43,10 +137,10 @@ class StepLog:
 
     def add(self, step: int, numbers: Mapping[str, object]) -> None:
         """Note one step's numbers; None for those that are not finite."""
-        self._waiting.append(json.dumps({"step": step, **numbers}) + "\n")
+        self._waiting.append(_as_json_line({"step": step, **numbers}))
         scalars = {name: v for name, v in numbers.items() if isinstance(v, float)}
-        for sink in self.sinks:
-            sink(scalars, step)
+        for log in self.loggers:
+            log(scalars, step)
         if time.monotonic() - self._last_write >= SECONDS_BETWEEN_WRITES:
             self.flush()
 
@@ -63,6 +157,10 @@ class StepLog:
                 os.fsync(file.fileno())
 
 
+def _as_json_line(line: Mapping[str, object]) -> str:
+    return json.dumps(line) + "\n"
+
+
 def _step_of(line: bytes) -> int | None:
     """Return the step of a line; None for half a line, and what is none of ours."""
     try:
@@ -70,27 +168,3 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
-
-
-class RecentRate:
-    """Examples per second of the last steps of this process: what an earlier process took, or the
-    compiling of the first step, is soon forgotten."""
-
-    def __init__(self) -> None:
-        self._steps: deque[tuple[float, int]] = deque()
-        self._seconds, self._examples = 0.0, 0
-
-    def add(self, seconds: float, examples: int) -> None:
-        """Take in a step."""
-        self._steps.append((seconds, examples))
-        self._seconds += seconds
-        self._examples += examples
-        while len(self._steps) > 1 and self._seconds - self._steps[0][0] >= RECENT_SECONDS:
-            old_seconds, old_examples = self._steps.popleft()
-            self._seconds -= old_seconds
-            self._examples -= old_examples
-
-    @property
-    def examples_per_second(self) -> float:
-        """0 before the first step."""
-        return self._examples / self._seconds if self._seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Saves: all that a run depends on besides its command, when it is written, and how it is read."""
+"""Saves: when they are written, their two files, and the states of random generators."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from xnli_gpt.errors import RunError
 from xnli_gpt.files import SAVE_KIND, read_whole, sync_folder, torch_writer, written_beside
-from xnli_gpt.training.recipe import OF_THIS_PROCESS, Progress
 
 SECONDS_BETWEEN_SAVES = 600
 
@@ -28,9 +25,11 @@ class SaveTimes:
         self.note(step)
 
     def note(self, step: int) -> None:
+        """Count from here: a save was written."""
         self.last_step, self.last_time = step, time.monotonic()
 
     def due_at(self, step: int) -> bool:
+        """Return whether a save is due at a step."""
         if step == self.last_step:
             return False
         if self.interval is not None:
@@ -38,42 +37,8 @@ class SaveTimes:
         return time.monotonic() - self.last_time >= SECONDS_BETWEEN_SAVES
 
 
-def captured(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    progress: Progress,
-) -> dict:
-    """All that a run depends on besides its command: what `restore` takes."""
-    assert not progress.unsettled, "a step that nobody has looked at may have diverged"
-    kept = {
-        f.name: getattr(progress, f.name) for f in fields(progress) if f.name not in OF_THIS_PROCESS
-    }
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "progress": kept,
-        "random": _random_states(),
-    }
-
-
-def restore(
-    content: Mapping[str, dict],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> Progress:
-    """Put model, optimizer, scaler and random states where `captured` found them."""
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
-    _set_random_states(content["random"])
-    return Progress(**content["progress"])
-
-
-def _random_states() -> dict:
-    """Of every generator there is, in types that load with `weights_only=True`."""
+def random_states() -> dict:
+    """Return the state of every generator there is, in types that load with `weights_only=True`."""
     words = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -83,7 +48,8 @@ def _random_states() -> dict:
     }
 
 
-def _set_random_states(states: Mapping[str, object]) -> None:
+def set_random_states(states: Mapping[str, object]) -> None:
+    """Put every generator where `random_states` found it."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
@@ -98,7 +64,7 @@ class Saves:
         self.last, self.previous = folder / f"{name}-last.pt", folder / f"{name}-prev.pt"
 
     def write(self, content: Mapping[str, object]) -> None:
-        """`content` as NAME-last.pt. At every instant one of the two is whole."""
+        """Write `content` as NAME-last.pt. At every instant one of the two is whole."""
         partial = written_beside(self.last, torch_writer({"kind": SAVE_KIND} | dict(content)))
         if self.last.exists():
             os.replace(self.last, self.previous)
@@ -106,7 +72,7 @@ class Saves:
         sync_folder(self.last.parent)
 
     def newest(self) -> tuple[Path, dict] | None:
-        """The newest whole save and its content; says so where one is damaged.
+        """Return the newest whole save and its content; say so where one is damaged.
 
         None where there is no save. Raises RunError where all that there are are damaged.
         """
@@ -127,7 +93,7 @@ class Saves:
 
 
 def read_save(path: Path) -> dict:
-    """The content of a save. Raises RunError where it is damaged, or no save."""
+    """Return the content of a save. Raises RunError where it is damaged, or no save."""
     content = read_whole(path)
     if not isinstance(content, dict) or content.get("kind") != SAVE_KIND:
         raise RunError(f"{path}: not a save to resume from")

@@ -1,0 +1,84 @@
+"""The datasets of a run as token ids, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.cache import load_encoded
+from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit, JoinedDatasets, joined
+from xnli_gpt.data.names import dataset_names, notes_of_datasets, short_name
+from xnli_gpt.data.options import DataOptions
+from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.tokenizer import PairEncoding, cuts_vowel_signs
+
+BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
+
+
+def request_of(
+    options: DataOptions, dataset: str, splits: tuple[str, ...], classes: tuple[str, ...] | None
+) -> DataRequest:
+    """Return what is asked for of one dataset; `classes` are those of a trained model, if any."""
+    return DataRequest(
+        dataset=dataset,
+        dataset_config=options.dataset_config,
+        data_dir=options.data_dir,
+        text_columns=options.text_column,
+        label_column=options.label_column,
+        num_classes=options.num_classes,
+        splits=splits,
+        classes=classes,
+    )
+
+
+def load_datasets(
+    options: DataOptions,
+    splits: tuple[str, ...],
+    classes: tuple[str, ...] | None,
+    encoding: PairEncoding,
+    in_turn: Callable[[Callable[[], EncodedDataset]], EncodedDataset],
+) -> JoinedDatasets:
+    """Return the encoded splits of every dataset, with what was counted printed.
+
+    `in_turn` does the work of one dataset where several processes share a cache.
+    """
+
+    def load(name: str) -> EncodedDataset:
+        request = request_of(options, name, splits, classes)
+        return load_encoded(request, encoding, options.cache_dir, BUILTIN_DATASETS)
+
+    names = dataset_names(options.dataset)
+    for note in notes_of_datasets(names, options.data_dir):
+        print(note)
+    print(f"reading {', '.join(names)}; tokenised once, kept in {options.cache_dir}")
+    data = joined({short_name(name): in_turn(lambda name=name: load(name)) for name in names})
+    _print_data(data, encoding)
+    return data
+
+
+def _print_data(data: JoinedDatasets, encoding: PairEncoding) -> None:
+    print(f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(data.classes))}")
+    for name, dataset in data.sets.items():
+        of_set = f"{name}, " if len(data.sets) > 1 else ""
+        for split, counted in dataset.statistics.items():
+            print(
+                f"{of_set}{split}: {counted['rows']} pairs, {counted['tokens_per_pair']:.1f} "
+                f"tokens a pair (longest {counted['longest_pair']}), "
+                f"{counted['tokens_per_word']:.2f} tokens a word, {counted['cut_premises']} "
+                f"premises cut at --block_size {encoding.block_size}"
+            )
+    if cuts_vowel_signs(encoding.tokenizer):
+        print(
+            "note: this tokenizer cuts Devanagari words at their vowel signs (the default "
+            "byte-level pattern), which about doubles the tokens and the cost"
+        )
+
+
+def pick_training_examples(count: int | None, seed: int, train: EncodedSplit) -> np.ndarray:
+    """Return the positions of the examples to train on: all, or a seeded draw of `count`."""
+    if count is None or count >= len(train):
+        return np.arange(len(train))
+    drawn = np.random.default_rng([seed, len(train)]).permutation(len(train))
+    return np.sort(drawn[:count])

@@ -1,0 +1,1 @@
+"""A fine-tuning run put together: its configuration, checks, trainer and scores."""
