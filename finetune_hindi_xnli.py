@@ -51,7 +51,7 @@ from load_checkpoint_helper import config_of, read_pretrained
 from model import GPTBatched, GPTClassification, compile_trunk
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.loading import load_datasets
-from xnli_gpt.devices import device_of, emulation_warning, precision_of, words_about_precision
+from xnli_gpt.devices import device_of, precision_of, words_about_precision
 from xnli_gpt.errors import UsageError
 from xnli_gpt.files import own_folder, save_json
 from xnli_gpt.fine_tuning.inputs import (
@@ -63,6 +63,7 @@ from xnli_gpt.fine_tuning.inputs import (
     require_attention,
     require_folders,
     require_rows_for_tokens,
+    say_checkpoint,
 )
 from xnli_gpt.fine_tuning.scores import (
     outcome,
@@ -71,12 +72,7 @@ from xnli_gpt.fine_tuning.scores import (
     score_best_of_sets,
     write_results,
 )
-from xnli_gpt.fine_tuning.setup import (
-    fit_to_machine,
-    identity_of,
-    make_optimizer,
-    make_trainer,
-)
+from xnli_gpt.fine_tuning.setup import find_save, fit_to_machine, make_optimizer, make_trainer
 from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.training.config_file import RunFacts, repeatable_flags, write_config
 from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks
@@ -198,27 +194,6 @@ def model_of_checkpoint(run: Run, saved: dict | None) -> GPTClassification:
     return model.to(run.inputs.device)
 
 
-def find_save(run: Run) -> Resumption:
-    """Return what the run goes on from, in the precision of its save."""
-    config, inputs = run.config, run.inputs
-    keeps_precision = config.machine.dtype == AUTO
-    resumption = Resumption(
-        run.folder,
-        config.run.resume,
-        identity_of(run),
-        inputs.precision,
-        keeps_precision,
-        inputs.ranks,
-    )
-    resumption.find()
-    if resumption.precision != inputs.precision:
-        inputs.precision = resumption.precision
-        print(words_about_precision(AUTO, inputs.precision, inputs.device))
-        if warning := emulation_warning(inputs.precision.name, inputs.device):
-            print(warning)
-    return resumption
-
-
 def train_and_score(run: Run) -> None:
     """Do the whole of a run, or what is left of it."""
     resumption = find_save(run)
@@ -327,18 +302,6 @@ def run(config: FineTuning, inputs: Inputs) -> str:
         else:
             train_and_score(this_run)
         return inputs.ranks.broadcast_object(lambda: outcome(folder))
-
-
-def say_checkpoint(config: FineTuning, info: dict | None) -> None:
-    """Print what the pretrained checkpoint is."""
-    if info is not None:
-        print(
-            f"checkpoint: {info['file']}: format {info['checkpoint_format']}, "
-            f"{info['num_layers']} layers, {info['num_heads']} heads, width {info['model_dim']}, "
-            f"{info['vocab_size']} embedding rows"
-        )
-    if config.pretrained.vocab_size is not None:
-        print("note: --vocab_size is no longer needed, the file tells")
 
 
 def read_data(config: FineTuning, inputs: Inputs) -> JoinedDatasets:

@@ -145,3 +145,15 @@ def _problem_of_folder(name: str, folder: Path) -> str | None:
     if must_write and not os.access(nearest, os.W_OK | os.X_OK):
         return f"--{name} {folder}: {nearest} is not writable"
     return None
+
+
+def say_checkpoint(config: FineTuning, info: dict | None) -> None:
+    """Print what the pretrained checkpoint is."""
+    if info is not None:
+        print(
+            f"checkpoint: {info['file']}: format {info['checkpoint_format']}, "
+            f"{info['num_layers']} layers, {info['num_heads']} heads, width {info['model_dim']}, "
+            f"{info['vocab_size']} embedding rows"
+        )
+    if config.pretrained.vocab_size is not None:
+        print("note: --vocab_size is no longer needed, the file tells")

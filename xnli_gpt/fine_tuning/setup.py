@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from xnli_gpt.choices import AUTO
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.loading import pick_training_examples
 from xnli_gpt.data.packing import packed_rows
+from xnli_gpt.devices import emulation_warning, words_about_precision
 from xnli_gpt.evaluation.logits import Inference
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.evaluation.validation import Validation
@@ -68,6 +70,27 @@ def identity_of(run: Run) -> Identity:
         inputs.encoding.file_hash,
         len(training_positions(config, run.data)),
     )
+
+
+def find_save(run: Run) -> Resumption:
+    """Return what the run goes on from, in the precision of its save."""
+    config, inputs = run.config, run.inputs
+    keeps_precision = config.machine.dtype == AUTO
+    resumption = Resumption(
+        run.folder,
+        config.run.resume,
+        identity_of(run),
+        inputs.precision,
+        keeps_precision,
+        inputs.ranks,
+    )
+    resumption.find()
+    if resumption.precision != inputs.precision:
+        inputs.precision = resumption.precision
+        print(words_about_precision(AUTO, inputs.precision, inputs.device))
+        if warning := emulation_warning(inputs.precision.name, inputs.device):
+            print(warning)
+    return resumption
 
 
 def training_positions(config: FineTuning, data: JoinedDatasets) -> np.ndarray:
