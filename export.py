@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch import Tensor
 
-from inference import encoding_of_saved, model_of_saved
+from inference import model_of_saved
 from model import GPTConfig
 from xnli_gpt.checkpoints.fine_tuned import datasets_in_name, fine_tuned_file, read_fine_tuned
 from xnli_gpt.choices import TEMPLATES
-from xnli_gpt.data.tokenizer import PairEncoding
+from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.errors import XNLIError
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics

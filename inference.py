@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from model import GPTClassification
-from xnli_gpt.checkpoints.fine_tuned import fine_tuned_file, read_fine_tuned
+from xnli_gpt.checkpoints.fine_tuned import content_error, fine_tuned_file, read_fine_tuned
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
 from xnli_gpt.data.encoded import EncodedSplit
 from xnli_gpt.data.pairs import encode_pairs
-from xnli_gpt.data.tokenizer import PairEncoding, pair_encoding
+from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.devices import DTYPES, device_of, precision_of
-from xnli_gpt.errors import DataError, EvaluationError, RunError, UsageError
+from xnli_gpt.errors import DataError, EvaluationError, UsageError
 from xnli_gpt.evaluation.logits import Inference, logits_of_batches
 from xnli_gpt.training.order import cut_by_tokens
 
@@ -161,21 +161,7 @@ def model_of_saved(saved: dict, path: Path) -> GPTClassification:
             raise ValueError(f"{num_outputs} outputs for {len(saved['classes'])} classes")
         return model
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise _content_error(error, path) from error
-
-
-def encoding_of_saved(saved: dict, path: Path) -> PairEncoding:
-    """How a fine-tuned checkpoint turns pairs into tokens; errors as of `model_of_saved`."""
-    try:
-        return pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
-    except (KeyError, DataError) as error:
-        raise _content_error(error, path) from error
-
-
-def _content_error(error: Exception, path: Path) -> RunError:
-    lines = str(error).splitlines()
-    reason = f"no {error}" if isinstance(error, KeyError) else lines[0]
-    return RunError(f"{path}: its parts do not fit together ({reason}); fine-tune anew")
+        raise content_error(error, path) from error
 
 
 def _problem_of_texts(pair: object) -> str | None:

@@ -10,7 +10,7 @@ from shell import ROOT
 ROOMS = (
     *("errors", "choices", "files", "processors", "provenance", "devices"),
     *("spelling", "options", "flags", "commands", "machine"),
-    *("network", "checkpoints", "data", "training", "evaluation", "report", "own_data"),
+    *("network", "checkpoints", "data", "training", "evaluation", "report", "fine_tuning"),
 )
 UPPER_FLOOR = {path.stem for path in ROOT.glob("*.py")}
 FILES = sorted((ROOT / "xnli_gpt").rglob("*.py"))

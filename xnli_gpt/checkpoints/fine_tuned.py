@@ -63,3 +63,10 @@ def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
 def datasets_in_name(checkpoint: Path) -> list[str]:
     """The sets that a file was fine-tuned on by its name: NAME-ckpt.pt, or NAME+NAME-ckpt.pt."""
     return checkpoint.stem.removesuffix("-ckpt").split("+")
+
+
+def content_error(error: Exception, path: Path) -> RunError:
+    """Return what to raise where the content of a fine-tuned checkpoint does not fit together."""
+    lines = str(error).splitlines()
+    reason = f"no {error}" if isinstance(error, KeyError) else lines[0]
+    return RunError(f"{path}: its parts do not fit together ({reason}); fine-tune anew")

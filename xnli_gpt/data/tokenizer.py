@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from xnli_gpt.checkpoints.fine_tuned import content_error
 from xnli_gpt.choices import TEMPLATES
 from xnli_gpt.data.messages import reason_of
 from xnli_gpt.errors import DataError
@@ -160,3 +161,11 @@ def cuts_vowel_signs(tokenizer: Tokenizer) -> bool:
         return False
     word = "किताबें"
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) > 1
+
+
+def encoding_of_saved(saved: dict, path: Path) -> PairEncoding:
+    """Return how the fine-tuned checkpoint of `path` turns pairs into tokens; raises RunError."""
+    try:
+        return pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
+    except (KeyError, DataError) as error:
+        raise content_error(error, path) from error
