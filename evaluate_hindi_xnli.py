@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xnli_gpt.commands import Command, Problems, exit_code_of
+from xnli_gpt.commands import Command, Problems
 from xnli_gpt.data.names import dataset_names, problems_of_datasets
 from xnli_gpt.evaluation.options import Evaluation, ScoredOptions
 from xnli_gpt.options import plain_values
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(check_inputs(config, problems))
 
     try:
-        return exit_code_of(work)
+        return COMMAND.exit_code_of(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

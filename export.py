@@ -72,11 +72,11 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 def _require_new(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
-        raise ExportError(f"--export {folder}: holds files already; name a new folder")
+        raise ExportError(f"`export` {folder}: holds files already; name a new folder")
     if folder.exists() and not folder.is_dir():
-        raise ExportError(f"--export {folder}: is a file; name a new folder")
+        raise ExportError(f"`export` {folder}: is a file; name a new folder")
     if not folder.resolve().parent.is_dir():
-        raise ExportError(f"--export {folder}: no folder {folder.parent}; make it first")
+        raise ExportError(f"`export` {folder}: no folder {folder.parent}; make it first")
 
 
 def _open_to_others(folder: Path) -> None:

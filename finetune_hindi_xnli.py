@@ -20,7 +20,6 @@ from xnli_gpt.commands import (
     Command,
     Problems,
     end_process,
-    exit_code_of,
     printed_by_main_process,
 )
 from xnli_gpt.data.names import dataset_names, problems_of_datasets
@@ -288,7 +287,10 @@ def evaluate_only(run: Run) -> None:
 
 def run(config: FineTuning, inputs: Inputs) -> str:
     """Do one run, from checked inputs to results.json; return where its results are, in words."""
-    say_checkpoint(config, inputs.info)
+    if inputs.info is not None:
+        say_checkpoint(inputs.info)
+    if config.pretrained.vocab_size is not None:
+        print("note: --vocab_size is no longer needed, the file tells")
     if config.run.prepare_only:
         read_data(config, inputs)
         return f"prepared in {config.data.cache_dir}"
@@ -330,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{places} (done in {time.perf_counter() - started:.0f} s)")
 
     try:
-        return exit_code_of(work)
+        return COMMAND.exit_code_of(work)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there")
         return EXIT_STOPPED

@@ -125,7 +125,7 @@ class XNLIClassifier:
             return []
         logits = self._logits(rows)
         if not bool(torch.isfinite(logits).all()):
-            raise EvaluationError("logits are not finite: use --dtype float32")
+            raise EvaluationError("logits are not finite: use `dtype` float32")
         probabilities = logits.double().softmax(dim=-1).tolist()
         return [
             Prediction(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xnli_gpt.checkpoints.options import PretrainedOptions
-from xnli_gpt.commands import Command, exit_code_of
+from xnli_gpt.commands import Command
 from xnli_gpt.errors import CheckpointError, UsageError
 from xnli_gpt.options import group, option
 from xnli_gpt.processors import set_up_libraries
@@ -443,7 +443,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print("\n".join([*_printed(report), _summary(report)]))
 
-    return exit_code_of(work)
+    return COMMAND.exit_code_of(work)
 
 
 def _summary(report: Mapping[str, object]) -> str:

@@ -24,7 +24,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from xnli_gpt.commands import Command, exit_code_of
+from xnli_gpt.commands import Command
 from xnli_gpt.errors import UsageError
 from xnli_gpt.machine import InferenceOptions
 from xnli_gpt.options import group, option
@@ -550,7 +550,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(config)
 
     try:
-        return exit_code_of(work)
+        return COMMAND.exit_code_of(work)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

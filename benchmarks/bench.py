@@ -28,9 +28,6 @@ import numpy as np
 import torch
 
 from benchmarks import peers, start_up
-from inference import (
-    packed_rows,
-)
 from model import (
     GPTBatched,
     GPTClassification,
@@ -39,19 +36,15 @@ from model import (
     compile_trunk,
 )
 from xnli_gpt.data.encoded import EncodedSplit, pack
+from xnli_gpt.data.packing import packed_rows
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.processors import set_up_libraries
+from xnli_gpt.training.batches import StepBatches, StepCutter
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
 from xnli_gpt.training.order import Examples
 from xnli_gpt.training.recipe import Recipe
-from xnli_gpt.training.step import (
-    StepBatches,
-    apply_gradient,
-    loss_of,
-    prepare_step,
-    train_step,
-)
+from xnli_gpt.training.step import apply_gradient, loss_of, train_step
 
 SIZES = {
     "tiny": ("small", 12, 256, 2, 8192),
@@ -107,7 +100,9 @@ class Ours(Contestant):
         )
         dtype = DTYPES[contest.dtype]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
-        self.recipe = Recipe(contest.pairs, 1, 1, dtype=dtype)
+        self.recipe = Recipe(
+            examples_per_step=contest.pairs, num_steps=1, eval_interval=1, dtype=dtype
+        )
         self.stream = Pairs(contest, seed=1)
         if contest.compiled:
             compile_trunk(self.model.pretrained_model)
@@ -138,14 +133,8 @@ class Ours(Contestant):
 
     def _next_step(self) -> tuple[StepBatches, int]:
         indices = self.stream.next_indices()
-        batches = prepare_step(
-            self.recipe,
-            self.stream.step,
-            indices,
-            self.stream.examples(),
-            self.max_tokens,
-            self.model.dropout_width,
-        )
+        cutter = StepCutter(self.recipe, self.stream.examples(), self.model.dropout_width)
+        batches = cutter.batches(self.stream.step, indices, self.max_tokens)
         return batches, int(self.stream.lengths[indices].sum())
 
     def _timed_step(self) -> dict[str, float]:

@@ -18,10 +18,20 @@ import pytest  # noqa: E402
 from xnli_gpt import devices  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_is_fastest():
+    """What is compared digit by digit must not depend on what this machine is fast at.
+
+    For the whole session: fixtures of modules load models, too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_seconds_of_steps", lambda dtypes: [1.0, 2.0])
+        yield
+
+
 @pytest.fixture(autouse=True)
-def float32_is_fastest(monkeypatch):
-    """What is compared digit by digit must not depend on what this machine is fast at."""
-    monkeypatch.setattr(devices, "_seconds_of_steps", lambda dtypes: [1.0, 2.0])
+def nothing_is_timed():
+    """What a test makes the fastest is forgotten with it."""
     devices._fastest_on_cpu.cache_clear()
     yield
     devices._fastest_on_cpu.cache_clear()

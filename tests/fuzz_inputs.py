@@ -30,6 +30,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 import finetune_hindi_xnli as finetune
 from load_checkpoint_helper import CheckpointError, read_token_shard
+from xnli_gpt.data import sources
 from xnli_gpt.data.cache import load_encoded, load_texts
 from xnli_gpt.data.encoded import CACHED_ARRAYS, EncodedDataset
 from xnli_gpt.data.library import quiet_datasets
@@ -37,6 +38,8 @@ from xnli_gpt.data.pairs import encode_pairs
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import END_OF_TEXT_TOKENS, cuts_vowel_signs, load_pair_encoding
 from xnli_gpt.errors import DataError
+from xnli_gpt.flags import parse_flags
+from xnli_gpt.options import Flag
 
 END = "<|endoftext|>"
 TEXTS = [
@@ -536,11 +539,12 @@ class Caches(Kind):
             {"premise": TEXTS[i % 3], "hypothesis": TEXTS[i % 2] + str(i), "label": CLASSES[i % 3]}
             for i in range(7)
         ]
-        self.builtin = {"built-in": lambda: {"train": rows, "validation": rows[:4], "test": rows}}
+        splits = {"train": rows, "validation": rows[:4], "test": rows}
+        sources.BUILTIN["built-in"] = lambda: splits
         self.right = in_memory(self._load())
 
     def _load(self) -> object:
-        return load_encoded(DataRequest("built-in"), self.encoding, self.cache, self.builtin)
+        return load_encoded(DataRequest("built-in"), self.encoding, self.cache)
 
     def run(self, generator: random.Random) -> str:
         (folder,) = self.cache.glob("encoded-*")
@@ -765,7 +769,8 @@ def _yaml_value(generator: random.Random) -> object:
 def check_arguments(words: list[str]) -> list[str]:
     """Parse; returns the problems. Raises `Wrong` where a value that no problem names is not what
     its flag says."""
-    args, problems = finetune.parse_arguments(words)
+    command = finetune.COMMAND
+    args, problems = parse_flags(command.description, command.flags, words)
     for problem in problems:
         require_good_message(ValueError(problem))
     for name, flag in FLAGS.items():
@@ -775,7 +780,7 @@ def check_arguments(words: list[str]) -> list[str]:
     return problems
 
 
-def is_right_value(flag: finetune.Flag, value: object) -> bool:
+def is_right_value(flag: Flag, value: object) -> bool:
     """Whether a value is what the table of flags promises; a default always is."""
     if value is None or value == flag.default:
         return type(value) is type(flag.default)

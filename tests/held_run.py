@@ -16,22 +16,22 @@ from pathlib import Path
 # As where Python is given the script itself.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from xnli_gpt.training import trainer  # noqa: E402
+from xnli_gpt.training.trainer import Trainer  # noqa: E402
 
 SIGNALLED, on_signal = os.pipe()
 
 
 def hold_after(step: int) -> None:
     """Let training wait, when `step` is done, until this process has had a signal."""
-    count = trainer._count_step
+    count = Trainer._count
 
-    def count_and_hold(progress, *others):
-        count(progress, *others)
-        if progress.step == step:
+    def count_and_hold(trainer, *others):
+        count(trainer, *others)
+        if trainer.state.step == step:
             print(f"step {step} is done; waiting for a signal", flush=True)
             select.select([SIGNALLED], [], [])
 
-    trainer._count_step = count_and_hold
+    Trainer._count = count_and_hold
 
 
 def main() -> None:

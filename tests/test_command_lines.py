@@ -13,19 +13,20 @@ import torch
 
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
-import inference
 import load_checkpoint_helper as inspector
 import predict_hindi_xnli as predict
-from xnli_gpt import choices
+from xnli_gpt import choices, devices
 from xnli_gpt.data import names, pairs, sources
 from xnli_gpt.data.cache import load_texts
 from xnli_gpt.data.labels import NLI_CLASSES
 from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.sources import BUILTIN
 from xnli_gpt.errors import DataError
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.flags import parse_flags
 from xnli_gpt.network.row_attention import ROW_ATTENTION
+from xnli_gpt.training.losses import LOSSES
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = {
@@ -141,12 +142,12 @@ def assets_of_a_run(tmp_path_factory) -> Path:
 
 def test_what_can_be_chosen_is_what_is_there():
     assert tuple(ROW_ATTENTION) == choices.ROW_ATTENTION
-    assert tuple(inference.DTYPES) == choices.DTYPES
+    assert tuple(devices.DTYPES) == choices.DTYPES
     assert pairs.TEMPLATES is choices.TEMPLATES
     metrics = classification_metrics(torch.eye(3), np.arange(3), NLI_CLASSES)
     assert set(main_metrics()) <= metrics.keys()
-    for module in (finetune, evaluate):
-        assert tuple(module.BUILTIN_DATASETS) == names.BUILTIN_NAMES
+    assert tuple(BUILTIN) == names.BUILTIN_NAMES
+    assert tuple(LOSSES) == choices.LOSSES
 
 
 # The nearest right word
@@ -198,7 +199,7 @@ def test_only_the_values_of_a_misspelt_flag_are_no_problems():
 
 def test_what_stands_around_a_misspelt_flag_is_kept_apart():
     words = "--dataset a --learning-rate 1 b --seed 3".split()
-    args, problems = finetune.parse_arguments(words)
+    args, problems = parse_flags("", finetune.COMMAND.flags, words)
     assert (args.dataset, args.seed) == (["a"], 3)
     assert len(problems) == 2
     problems = problems_of("--lm-check tokens.bin model.pt", inspector)
@@ -345,7 +346,8 @@ def test_the_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
     recipe.write_text(f"tokenizer_name: ~/{tokenizer.name}\ndataset: [demo, ~/pairs]\n")
     words = "--config ~/recipe.yaml --pretrained_ckpt_path ~/a*.pt b.pt --out_dir=~/out"
     words += " --cache_dir ~ --resume ~/x-last.pt --data_dir ~/data --label_column ~label"
-    args, problems = finetune.parse_arguments(words.split())
+    command = finetune.COMMAND
+    args, problems = parse_flags(command.description, command.flags, words.split())
     assert not problems
     assert args.tokenizer_name == str(tokenizer)
     assert args.dataset == ["demo", f"{tmp_path}/pairs"]

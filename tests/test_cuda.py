@@ -16,19 +16,21 @@ from checkpoints import (
     random_state,
     save_checkpoint,
 )
+from scripted import ScriptedValidation
 
 import finetune_hindi_xnli
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTFlexAttention, PackedRow, compile_trunk
 from xnli_gpt.errors import TrainingError
-from xnli_gpt.evaluation.metrics import figures_in_words
-from xnli_gpt.training import memory
+from xnli_gpt.training import trainer as trainer_room
+from xnli_gpt.training.batches import StepCutter
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
 from xnli_gpt.training.order import Examples
-from xnli_gpt.training.recipe import Progress, Recipe
-from xnli_gpt.training.step import autocast, pinned, prepare_step, train_step
-from xnli_gpt.training.trainer import fine_tune
+from xnli_gpt.training.recipe import Recipe
+from xnli_gpt.training.state import TrainState
+from xnli_gpt.training.step import autocast, train_step
+from xnli_gpt.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -324,23 +326,18 @@ def no_scaler():
 
 
 def tuned(model, data, max_tokens, **changes):
-    """A short run from a copy of `model`; its progress and the weights it ends with."""
+    """A short run from a copy of `model`; its state and the weights it ends with."""
     model = copy.deepcopy(model)
-    progress = fine_tune(
+    trainer = Trainer(
         model,
         configure_optimizers(DEVICE.type, model),
         no_scaler(),
         recipe_of(data, **changes),
         data.examples,
-        evaluate=lambda: {"accuracy": 0.5, "macro_f1": 0.5, "loss": 1.0},
-        is_better=lambda new, best: best is None,
-        on_evaluation=lambda progress, line: None,
-        on_best=lambda progress, metrics: None,
-        save=lambda progress: None,
-        in_words=figures_in_words,
-        progress=Progress(max_tokens_per_batch=max_tokens),
+        ScriptedValidation([0.5] * 9),
+        state=TrainState(max_tokens_per_batch=max_tokens),
     )
-    return progress, torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
+    return trainer.train(), torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
 
 
 def assert_same_run(one, two, model):
@@ -392,7 +389,7 @@ def test_a_step_of_the_tokens_found_fits_into_memory(model, dtype, monkeypatch):
         assert all(parameter.grad is None for parameter in model.parameters())
         indices = np.arange(len(data.lengths))
         width = model.dropout_width
-        batches = prepare_step(recipe, 0, indices, data.examples, max_tokens, width)
+        batches = StepCutter(recipe, data.examples, width).batches(0, indices, max_tokens)
         result = train_step(model, optimizer, no_scaler(), recipe, batches)
     assert torch.isfinite(result.loss)
 
@@ -412,19 +409,19 @@ def test_out_of_memory_halves_the_budget_and_changes_no_result(model, monkeypatc
     assert "out of GPU memory" not in capsys.readouterr().out
     assert much > little + (100 << 20), "else the limit between the two would be by chance"
     with gpu_memory_of((little + much) // 2, monkeypatch):
-        progress, weights = tuned(model, data, everything)
+        state, weights = tuned(model, data, everything)
     assert f"note: out of GPU memory; step 1 again with at most {everything // 2} tokens" in (
         capsys.readouterr().out
     )
-    assert everything // 16 < progress.max_tokens_per_batch <= everything // 2
-    assert progress.step == 3
+    assert everything // 16 < state.max_tokens_per_batch <= everything // 2
+    assert state.step == 3
     assert_same_run(expected, weights, model)
 
 
 def test_one_example_that_does_not_fit_is_an_error_of_one_line(model, monkeypatch):
     data = Data(2)
     full = torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(memory, "train_step", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(trainer_room, "train_step", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(TrainingError, match="one example a micro-batch"):
         tuned(model, data, 1 << 20)
 
@@ -445,12 +442,11 @@ def test_a_step_does_not_make_the_host_wait(model, backend, class_weights):
     """What torch can tell of: its sparse operations, with `coalesce`, are not covered."""
     model.pretrained_model.row_attention = backend
     data = Data(12)
-    recipe = recipe_of(data, dtype=torch.bfloat16, class_weights=class_weights)
+    recipe = recipe_of(data, dtype=torch.bfloat16, weight_of_class=class_weights)
     optimizer = configure_optimizers(DEVICE.type, model)
     width = model.dropout_width
     indices = np.arange(len(data.lengths))
-    batches = prepare_step(recipe, 0, indices, data.examples, 800, width)
-    batches = pinned(batches)
+    batches = StepCutter(recipe, data.examples, width).batches(0, indices, 800).pin_memory()
     assert len(batches.micro_batches) > 1
     # Compiling, first moments and constants are made once and may wait.
     for _ in range(2):

@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import types
 
 import pytest
 import small_run
@@ -13,8 +12,10 @@ import torch
 from shell import ROOT
 
 import finetune_hindi_xnli as finetune
-import inference
 from xnli_gpt import devices
+from xnli_gpt.errors import UsageError
+from xnli_gpt.training.distributed import ALONE
+from xnli_gpt.training.resumption import Identity, Resumption
 
 # Not the one that the tests' settings put in its place.
 REALLY_TIME = devices._seconds_of_steps
@@ -64,10 +65,10 @@ def test_gpus_get_what_they_compute_natively(monkeypatch, capability, dtype):
 
 def test_a_precision_that_a_gpu_emulates_is_told_with_the_faster_one(monkeypatch):
     gpu(monkeypatch, (7, 0), name="Tesla V100")
-    warning = inference.emulation_warning("bfloat16", GPU)
+    warning = devices.emulation_warning("bfloat16", GPU)
     assert warning.startswith("warning:") and "Tesla V100" in warning and "float16" in warning
-    assert inference.emulation_warning("float16", GPU) is None
-    assert inference.emulation_warning("auto", GPU) is None
+    assert devices.emulation_warning("float16", GPU) is None
+    assert devices.emulation_warning("auto", GPU) is None
 
 
 def timed(monkeypatch, exact, half, has_units=True):
@@ -96,8 +97,8 @@ def test_a_cpu_without_bfloat16_units_gets_float32_untimed(monkeypatch):
     precision = devices.fastest_precision(CPU)
     assert precision.dtype is torch.float32 and "no bfloat16 units" in precision.reason
     for name in ("bfloat16", "float16"):
-        assert "float32 is faster" in inference.emulation_warning(name, CPU)
-    assert inference.emulation_warning("float32", CPU) is None
+        assert "float32 is faster" in devices.emulation_warning(name, CPU)
+    assert devices.emulation_warning("float32", CPU) is None
 
 
 def test_the_timing_is_real_and_takes_no_gradient_mode_for_granted():
@@ -126,7 +127,7 @@ def test_the_limits_that_libraries_are_given_count():
 def test_gpus_that_torch_has_code_for_are_taken(monkeypatch, capability):
     gpu(monkeypatch, capability)
     assert devices.why_without_code(GPU) is None
-    assert inference.device_of(None) == torch.device("cuda")
+    assert devices.device_of(None) == torch.device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -143,11 +144,11 @@ def test_a_gpu_without_code_is_one_line_with_the_build(
     monkeypatch, capability, built_for, advice, name
 ):
     gpu(monkeypatch, capability, built_for, name="Tesla V100-SXM2-16GB")
-    with pytest.raises(inference.UsageError) as refused:
-        inference.device_of(name)
+    with pytest.raises(UsageError) as refused:
+        devices.device_of(name)
     (problem,) = refused.value.problems
     assert "Tesla V100-SXM2-16GB" in problem and advice in problem
-    assert "--device cpu" in problem and "\n" not in problem
+    assert "`device` cpu" in problem and "\n" not in problem
 
 
 def test_the_legacy_build_takes_old_gpus(monkeypatch):
@@ -219,17 +220,18 @@ def stop(*_: object) -> None:
 def test_the_precision_of_the_save_decides_the_scaler(monkeypatch):
     """float16 of a V100 goes on with its scaler where bfloat16 would be taken."""
     timed(monkeypatch, 2.0, 1.0)
-    args = types.SimpleNamespace(dtype="auto")
-    inputs = types.SimpleNamespace(precision=devices.fastest_precision(CPU), device=CPU)
-    decisive = {"--dtype": "bfloat16"}
-    finetune.keep_precision(args, inputs, decisive, {"--dtype": "float16"})
-    assert inputs.precision.dtype is torch.float16 and decisive == {"--dtype": "float16"}
-    args.dtype = "bfloat16"
-    finetune.keep_precision(args, inputs, decisive, {"--dtype": "float32"})
-    assert inputs.precision.dtype is torch.float16, "what was asked for is compared, not replaced"
+    identity = Identity({"--dtype": "bfloat16"}, {}, "", 1)
+    precision = devices.fastest_precision(CPU)
+    resumption = Resumption(None, "auto", identity, precision, keeps_precision=True, ranks=ALONE)
+    resumption._keep_precision({"--dtype": "float16"})
+    assert resumption.precision.dtype is torch.float16
+    assert resumption.decisive == {"--dtype": "float16"}
+    resumption.keeps_precision = False
+    resumption._keep_precision({"--dtype": "float32"})
+    assert resumption.precision.dtype is torch.float16, "what was asked for is compared"
 
 
 @pytest.mark.parametrize("name", ["small", "medium", "demo"])
 def test_shipped_recipes_leave_the_precision_to_the_machine(name):
-    args, problems = finetune.parse_arguments(["--config", str(ROOT / f"configs/{name}.yaml")])
-    assert not problems and args.dtype == "auto"
+    config, problems = finetune.COMMAND.parse(["--config", str(ROOT / f"configs/{name}.yaml")])
+    assert not problems and config.machine.dtype == "auto"

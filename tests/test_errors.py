@@ -10,7 +10,7 @@ from shell import ROOT
 import xnli_gpt
 from export import ExportError
 from load_checkpoint_helper import CheckpointError
-from xnli_gpt.commands import exit_code_of
+from xnli_gpt.commands import Command
 from xnli_gpt.errors import (
     DataError,
     EvaluationError,
@@ -20,7 +20,9 @@ from xnli_gpt.errors import (
     UsageError,
     XNLIError,
 )
+from xnli_gpt.fine_tuning.configuration import FineTuning
 
+COMMAND = Command("", FineTuning)
 # What each is besides, for those who catch that, and the exit code.
 ERRORS = {
     CheckpointError: (ValueError, 2),
@@ -62,7 +64,7 @@ def test_an_error_is_a_line_and_its_exit_code(kind, capsys):
 
     second_base, code = ERRORS[kind]
     assert issubclass(kind, XNLIError) and issubclass(kind, second_base)
-    assert exit_code_of(fail) == code
+    assert COMMAND.exit_code_of(fail) == code
     assert capsys.readouterr().err == "error: what is wrong\n"
 
 
@@ -71,4 +73,13 @@ def test_an_error_that_nobody_foresaw_is_not_hidden():
         raise ValueError("a mistake in the code")
 
     with pytest.raises(ValueError, match="a mistake"):
-        exit_code_of(fail)
+        COMMAND.exit_code_of(fail)
+
+
+def test_options_in_a_message_are_flags_on_a_command_line(capsys):
+    def fail() -> None:
+        raise DataError("`dataset` x: no `split`, lower `learning_rate`; `nothing` of `a`b`")
+
+    assert COMMAND.exit_code_of(fail) == 2
+    told = "--dataset x: no `split`, lower --learning_rate; `nothing` of `a`b`"
+    assert capsys.readouterr().err == f"error: {told}\n"

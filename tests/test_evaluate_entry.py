@@ -15,6 +15,7 @@ from small_run import LABELS, command
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
 from inference import XNLIClassifier
+from xnli_gpt.data import sources
 from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.evaluation.scored_split import SCORES
 from xnli_gpt.evaluation.sides import names_of_sides
@@ -286,7 +287,7 @@ def test_a_class_without_rows_is_noted(assets, capsys, tmp_path):
 
 def test_builtin_datasets_are_known_by_their_names(assets, monkeypatch):
     splits = {"test": small_run.rows_about(small_run.NAMES[:3])}
-    monkeypatch.setitem(evaluate.BUILTIN_DATASETS, "demo", lambda: splits)
+    monkeypatch.setitem(sources.BUILTIN, "demo", lambda: splits)
     argv = ["--checkpoint", assets.seeds[0], "--dataset", "demo"]
     assert results_of(run(assets, "demo", *argv))["datasets"]["demo"]["examples"] == 9
 

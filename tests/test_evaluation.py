@@ -10,10 +10,12 @@ import scipy.stats
 import torch
 from sklearn.metrics import f1_score, fbeta_score, recall_score
 
+from xnli_gpt.data.encoded import EncodedSplit
 from xnli_gpt.errors import EvaluationError, PredictionsError
 from xnli_gpt.evaluation.baseline import hypothesis_only
 from xnli_gpt.evaluation.comparison import compare, mcnemar
 from xnli_gpt.evaluation.intervals import over_seeds
+from xnli_gpt.evaluation.logits import Inference, logits_of_batches, split_logits
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 from xnli_gpt.evaluation.predictions import logits_in_order, prediction_lines, read_predictions
 from xnli_gpt.evaluation.scored_split import SCORES, ScoredSplit, scores_of_models
@@ -22,7 +24,6 @@ from xnli_gpt.evaluation.scores import (
     classification_metrics,
     expected_calibration_error,
     macro_average,
-    predict_logits,
     split_metrics,
 )
 from xnli_gpt.evaluation.slices import (
@@ -33,6 +34,7 @@ from xnli_gpt.evaluation.slices import (
     word_overlap,
     words_of,
 )
+from xnli_gpt.training.signals import StopSignals
 
 CLASSES = ("entailment", "neutral", "contradiction")
 
@@ -83,31 +85,57 @@ def test_metrics_do_not_depend_on_the_order_of_rows():
 def test_logits_that_are_not_finite_are_an_error_that_says_what_to_try(value):
     logits = logits_predicting([0, 1, 2])
     logits[1, 2] = value
-    with pytest.raises(EvaluationError, match="--learning_rate"):
+    with pytest.raises(EvaluationError, match="`learning_rate`"):
         classification_metrics(logits, np.array([0, 1, 2]), CLASSES)
 
 
-@pytest.mark.parametrize(
-    "groups", [[[0, 1, 2, 3, 4]], [[4], [2], [0], [1], [3]], [[3, 0], [4, 2, 1]]]
-)
-def test_predict_logits_returns_rows_in_their_own_order(groups):
-    ids = torch.arange(5)[:, None] * 10 + torch.arange(3)  # row r holds 10r, 10r+1, 10r+2
-    lengths = torch.tensor([3, 1, 2, 3, 1])
+class FirstTokens(torch.nn.Module):
+    """Answers with the first token and the length of every row."""
 
-    def predict(inputs):
-        assert not torch.is_grad_enabled()
-        input_ids, lengths = inputs
-        return torch.stack([input_ids[:, 0], lengths], dim=1).to(torch.bfloat16)
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    batches = [(np.array(group), (ids[group], lengths[group])) for group in groups]
-    logits = predict_logits(predict, batches, num_rows=5, num_classes=2)
-    assert logits.dtype == torch.float32
+    def forward(self, row):
+        assert not torch.is_grad_enabled() and not self.training
+        lengths = torch.tensor(row.lengths[: len(row.last)])
+        firsts = row.input_ids[row.last - (lengths - 1)]
+        return torch.stack([firsts, lengths], dim=1).to(torch.bfloat16)
+
+
+def split_of_lengths(lengths) -> EncodedSplit:
+    """Row r holds 10r, 10r+1, and so on."""
+    tokens = np.concatenate([10 * row + np.arange(n) for row, n in enumerate(lengths)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = np.zeros(len(lengths), dtype=np.int64)
+    return EncodedSplit(tokens, offsets, np.zeros((len(lengths), 2), dtype=np.int32), labels)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4, 100])
+def test_logits_of_a_split_are_those_of_its_rows_in_their_order(max_tokens):
+    split = split_of_lengths([3, 1, 2, 3, 1])
+    logits, rows = split_logits(FirstTokens(), split, 2, Inference(torch.float32, max_tokens))
+    assert logits.dtype == torch.float32 and rows.tolist() == list(range(5))
     assert logits.tolist() == [[0, 3], [10, 1], [20, 2], [30, 3], [40, 1]]
 
 
-def test_a_row_that_no_batch_held_is_not_scored():
-    batches = [(np.array([0]), torch.zeros(1, 1, dtype=torch.int64))]
-    logits = predict_logits(lambda ids: torch.ones(1, 3), batches, 2, 3)
+@pytest.mark.parametrize(
+    "batches", [[[0, 1, 2, 3, 4]], [[4], [2], [0], [1], [3]], [[3, 0], [4, 2, 1]]]
+)
+def test_logits_of_batches_are_in_the_order_of_the_batches(batches):
+    split = split_of_lengths([3, 1, 2, 3, 1])
+    groups = [np.array(batch) for batch in batches]
+    logits = logits_of_batches(FirstTokens(), split, groups, 2, Inference(torch.float32))
+    order = np.concatenate(groups)
+    assert logits.tolist() == [[10 * row, split.lengths[row]] for row in order]
+
+
+def test_a_row_that_was_left_out_is_not_scored():
+    stop = StopSignals()
+    stop.received = "SIGTERM"
+    groups = [np.array([0]), np.array([1])]
+    inference = Inference(torch.float32, stop=stop)
+    logits = logits_of_batches(FirstTokens(), split_of_lengths([1, 1]), groups, 3, inference)
     with pytest.raises(EvaluationError):
         classification_metrics(logits, np.array([0, 0]), CLASSES)
 
@@ -654,7 +682,7 @@ def test_predictions_may_lack_logits_and_labels(tmp_path):
         ),
         (
             lambda lines: [line.update(split="validation") for line in lines],
-            r"no predictions of split test \(found validation\); see --split",
+            r"no predictions of split test \(found validation\); see `split`",
         ),
     ],
 )

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, normalizers
 
 import export
 import finetune_hindi_xnli as finetune
-import inference
 import predict_hindi_xnli as predict
 from export import export_checkpoint, model_card
 from inference import XNLIClassifier
+from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
 from xnli_gpt.data.pairs import encode_pairs
-from xnli_gpt.data.tokenizer import pair_encoding
+from xnli_gpt.data.tokenizer import encoding_of_saved, pair_encoding
 from xnli_gpt.errors import DataError
 
 FAMILIES = ("small", "medium")
@@ -190,7 +190,7 @@ def test_without_a_mask_every_id_is_a_token(exported):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_bind_as_in_training(fine_tuned, tmp_path, family):
     """Rows longer than what a layer sees: here a block or two instead of seven to 27."""
-    saved = inference.read_fine_tuned(fine_tuned[family])
+    saved = read_fine_tuned(fine_tuned[family])
     saved["config"] |= {"windows": (2, 1), "max_seq_len": 400}
     saved["block_size"] = 400
     checkpoint = tmp_path / "pairs-ckpt.pt"
@@ -249,7 +249,7 @@ def test_half_precision_stays_near(exported):
 
 
 def test_the_folder_holds_what_was_promised(fine_tuned, exported):
-    folder, saved = exported["small"], inference.read_fine_tuned(fine_tuned["small"])
+    folder, saved = exported["small"], read_fine_tuned(fine_tuned["small"])
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "README.md",
@@ -289,7 +289,7 @@ def test_the_exported_module_needs_nothing_of_this_project():
 
 def test_the_card_tells_the_facts_of_the_checkpoint(fine_tuned, exported):
     card = (exported["medium"] / "README.md").read_text(encoding="utf-8")
-    saved = inference.read_fine_tuned(fine_tuned["medium"])
+    saved = read_fine_tuned(fine_tuned["medium"])
     for fact in (
         "| fine-tuned on | pairs |",
         f"| checkpoint | pairs-ckpt.pt, step {saved['step']} |",
@@ -306,8 +306,8 @@ def test_the_card_tells_the_facts_of_the_checkpoint(fine_tuned, exported):
 
 
 def test_the_card_has_test_metrics_only_of_this_model(fine_tuned, tmp_path):
-    saved = inference.read_fine_tuned(fine_tuned["small"])
-    encoding = inference.encoding_of_saved(saved, Path("x"))
+    saved = read_fine_tuned(fine_tuned["small"])
+    encoding = encoding_of_saved(saved, Path("x"))
     of_run = (fine_tuned["small"].parent / "results.json").read_text(encoding="utf-8")
     test = json.loads(of_run)["test"]
     row = f"| accuracy | {saved['metrics']['accuracy']:.4f} | {test['accuracy']:.4f} |"
@@ -324,8 +324,8 @@ def test_the_card_has_test_metrics_only_of_this_model(fine_tuned, tmp_path):
 
 
 def test_the_card_calls_a_model_of_one_answer_that(fine_tuned, tmp_path):
-    saved = inference.read_fine_tuned(fine_tuned["small"])
-    encoding = inference.encoding_of_saved(saved, Path("x"))
+    saved = read_fine_tuned(fine_tuned["small"])
+    encoding = encoding_of_saved(saved, Path("x"))
     said = "**This model answers one class alone:** neutral to every pair of validation."
     for confusion, called in [([[0, 5, 0]] * 3, True), ([[0, 5, 0], [1, 4, 0], [0, 5, 0]], False)]:
         saved["metrics"]["confusion"] = confusion
@@ -333,12 +333,12 @@ def test_the_card_calls_a_model_of_one_answer_that(fine_tuned, tmp_path):
 
 
 def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
-    saved = inference.read_fine_tuned(fine_tuned["small"])
+    saved = read_fine_tuned(fine_tuned["small"])
     of_set = saved["metrics"]
     other = of_set | {"accuracy": 0.125, "intervals": {"accuracy": [0.1, 0.2]}}
     saved["metrics"] = of_set | {"sets": {"hindi_xnli": of_set, "xnli_ur": other}}
     saved["datasets"] = ["hindi_xnli", "xnli_ur"]
-    encoding = inference.encoding_of_saved(saved, Path("x"))
+    encoding = encoding_of_saved(saved, Path("x"))
     card = model_card(saved, Path("out/hindi_xnli+xnli_ur-ckpt.pt"), encoding)
     assert "language:\n- hi\n- ur\n" in card
     assert "| xnli_ur | 0.1250 (0.1000 to 0.2000) |" in card
@@ -349,10 +349,10 @@ def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
 
 
 def test_the_card_does_without_metrics(fine_tuned):
-    saved = inference.read_fine_tuned(fine_tuned["small"])
+    saved = read_fine_tuned(fine_tuned["small"])
     for key in ("metrics", "pretrained", "step"):
         del saved[key]
-    encoding = inference.encoding_of_saved(saved, Path("x"))
+    encoding = encoding_of_saved(saved, Path("x"))
     card = model_card(saved, Path("x-ckpt.pt"), encoding)
     assert "The checkpoint holds no metrics." in card
     assert "| pretrained checkpoint | unknown |" in card

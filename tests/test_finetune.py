@@ -24,18 +24,30 @@ from small_run import LABELS, NAMES, command, rows_about
 from tokenizers import Tokenizer
 
 import finetune_hindi_xnli as finetune
-import inference
-from load_checkpoint_helper import load_pretrained_checkpoint
+from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTConfig
 from xnli_gpt.data import cache
 from xnli_gpt.data.cache import load_encoded
 from xnli_gpt.data.encoded import EncodedSplit, collate
+from xnli_gpt.data.loading import pick_training_examples
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import load_pair_encoding
+from xnli_gpt.errors import UsageError
+from xnli_gpt.evaluation import logits as logits_room
+from xnli_gpt.evaluation import validation
+from xnli_gpt.evaluation.logits import Inference, evaluate_split
+from xnli_gpt.fine_tuning.configuration import FineTuning
+from xnli_gpt.fine_tuning.inputs import require_within_windows
+from xnli_gpt.fine_tuning.setup import make_recipe
+from xnli_gpt.options import plain_values
 from xnli_gpt.provenance import code_commit
+from xnli_gpt.training import compiling
+from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.resumption import examples_per_step
+from xnli_gpt.training.trainer import Trainer
 
 PROJECT = Path(finetune.__file__).parent
-FLAGS = [flag for group in finetune.FLAGS.values() for flag in group]
+FLAGS = [flag for group in finetune.COMMAND.flags.values() for flag in group]
 
 
 @pytest.fixture(autouse=True)
@@ -273,19 +285,19 @@ def test_order_of_a_run(assets, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, wrapped)
 
-    def evaluation(model, split, classes, dtype, batch_size, max_batches=None, *_, **__):
+    def evaluation(model, split, classes, inference, max_batches=None):
         return ("test" if len(split) == 18 else "validation", max_batches)
 
-    spy(finetune, "evaluate_split", evaluation)
+    spy(validation, "evaluate_split", evaluation)
 
-    def training(model, *args, **kwargs):
-        return ("fine_tune", model.pretrained_model.lm_head_weight)
+    def training(trainer):
+        return ("train", trainer.model.pretrained_model.lm_head_weight)
 
-    spy(finetune, "fine_tune", training)
+    spy(Trainer, "train", training)
     changes = ("--batch_size", 3, "--gradient_accumulation_steps", 1, "--num_epochs", 1)
     assert finetune.main(command(assets, tmp_path, *changes)) == 0
     whole = ("validation", None)
-    assert events == [("validation", 2), ("fine_tune", None), *[whole] * 4, whole, ("test", None)]
+    assert events == [("validation", 2), ("train", None), *[whole] * 4, whole, ("test", None)]
     assert [line["step"] for line in read_lines(tmp_path)] == [3, 6, 9, 12]
 
 
@@ -338,8 +350,8 @@ def test_a_frozen_trunk_is_the_files_bit_for_bit(assets, tmp_path, changes):
     weights = weights_of(tmp_path)
     for name, tensor in trunk.state_dict().items():
         assert torch.equal(weights[f"pretrained_model.{name}"], tensor), name
-    info, _ = finetune.inspect_checkpoint(assets.checkpoint)
-    untrained = finetune.build_model(argparse.Namespace(seed=0), info, 3)
+    info, _ = inspect_checkpoint(assets.checkpoint)
+    untrained = finetune.build_model(info, 3, seed=0)
     assert not torch.equal(weights["head.output.weight"], untrained.head["output"].weight)
 
 
@@ -366,8 +378,7 @@ def test_max_train_examples_is_a_seeded_draw(assets, tmp_path, capsys):
     train = np.zeros(100)
 
     def draw(seed: int, count: int) -> list[int]:
-        args = argparse.Namespace(seed=seed, max_train_examples=count)
-        return finetune.pick_training_examples(args, train).tolist()
+        return pick_training_examples(count, seed, train).tolist()
 
     assert len(set(draw(0, 30))) == 30
     assert draw(0, 30) == draw(0, 30) != draw(1, 30)
@@ -382,13 +393,13 @@ def test_the_flags_reach_the_recipe():
     words = "--batch_size 5 --gradient_accumulation_steps 3 --num_epochs 2 --class_weights balanced"
     words += " --label_smoothing 0.1 --dropout 0.3 --lr_schedule cosine --grad_clip 2 --seed 8"
     words += " --learning_rate 0.01 --warmup_ratio 0.2 --early_stopping 4 --max_train_examples 40"
-    args, problems = finetune.parse_arguments(words.split())
+    config, problems = finetune.COMMAND.parse(words.split())
     assert not problems
     labels = np.array([0] * 20 + [1] * 8 + [2] * 12)
-    step_examples = finetune.examples_per_step(args, world_size=1, save=None)
-    recipe = finetune.make_recipe(args, labels, 3, torch.float32, step_examples)
+    per_step = examples_per_step(config.recipe, world_size=1, save=None)
+    recipe = make_recipe(config, labels, 3, torch.float32, per_step)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert recipe.class_weights == pytest.approx(tuple(expected))
+    assert recipe.weight_of_class == pytest.approx(tuple(expected))
     assert (recipe.examples_per_step, recipe.num_steps, recipe.eval_interval) == (15, 6, 1)
     assert (recipe.label_smoothing, recipe.dropout, recipe.grad_clip) == (0.1, 0.3, 2.0)
     assert (recipe.lr_schedule, recipe.learning_rate, recipe.warmup_ratio) == ("cosine", 0.01, 0.2)
@@ -444,10 +455,10 @@ def test_what_saves_memory_or_names_the_default_changes_no_bit(changes, plain, a
 
 def test_gradient_checkpointing_reaches_the_trunk(assets):
     words = "--gradient_checkpointing --attention groups --device cpu --pretrained_ckpt_path"
-    args, problems = finetune.parse_arguments([*words.split(), str(assets.checkpoint)])
+    config, problems = finetune.COMMAND.parse([*words.split(), str(assets.checkpoint)])
     assert not problems
-    model = finetune.build_model(args, finetune.inspect_checkpoint(assets.checkpoint)[0], 3)
-    finetune.load_pretrained_model(args, model)
+    model = finetune.build_model(inspect_checkpoint(assets.checkpoint)[0], 3, seed=0)
+    finetune.load_pretrained_model(argparse.Namespace(**plain_values(config)), model)
     assert model.pretrained_model.gradient_checkpointing
     assert model.pretrained_model.row_attention == "groups"
 
@@ -487,10 +498,9 @@ def test_varlen_takes_half_precisions_and_pairs_within_the_windows(assets, tmp_p
     lines = error_lines(command(assets, tmp_path / "out", *changes), capsys)
     assert any("--attention varlen: needs --dtype bfloat16 or float16" in line for line in lines)
     trunk = load_pretrained_checkpoint(assets.checkpoint)[0]
-    args = argparse.Namespace(attention="varlen")
-    finetune._require_within_windows(args, trunk, 896)
-    with pytest.raises(finetune.UsageError, match="a pair of 897 tokens, beyond the window of 896"):
-        finetune._require_within_windows(args, trunk, 897)
+    require_within_windows("varlen", trunk, 896)
+    with pytest.raises(UsageError, match="a pair of 897 tokens, beyond the window of 896"):
+        require_within_windows("varlen", trunk, 897)
 
 
 @pytest.mark.parametrize("choice", ["auto", "never"])
@@ -506,20 +516,16 @@ def test_a_short_run_is_not_compiled(choice, assets, tmp_path, capsys, monkeypat
     [("always", 1, True), ("auto", 299, False), ("auto", 300, True), ("never", 300, False)],
 )
 def test_what_is_compiled(choice, steps, compiled, monkeypatch):
-    done = []
-    monkeypatch.setattr(finetune, "compile_trunk", done.append)
-    monkeypatch.setattr(finetune, "_why_not_compile", lambda device: None)
-    trunk = types.SimpleNamespace(scalars=torch.ones(1))
-    args = argparse.Namespace(compile=choice)
-    assert finetune.compile_where_worthwhile(args, trunk, steps) is compiled
-    assert done == ([trunk] if compiled else [])
+    monkeypatch.setattr(compiling, "_why_not_compile", lambda device: None)
+    assert compiling.is_compiled(choice, torch.device("cpu"), steps) is compiled
 
 
 def run_without_a_compiler(
     assets, out_dir: Path, *changes: object
 ) -> subprocess.CompletedProcess[str]:
     """A run of three steps, long enough to be compiled, where the C++ compiler fails."""
-    code = "import sys, finetune_hindi_xnli as f; f.STEPS_WORTH_COMPILING = 1; sys.exit(f.main())"
+    code = "import sys, finetune_hindi_xnli as f; from xnli_gpt.training import compiling; "
+    code += "compiling.STEPS_WORTH_COMPILING = 1; sys.exit(f.main())"
     words = command(assets, out_dir, "--max_steps", 3, "--eval_interval", 3, *changes)
     return subprocess.run(
         [sys.executable, "-c", code, *words],
@@ -568,10 +574,10 @@ def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
         seen.append(original(*args))
         return seen[-1]
 
-    original = inference.predict_logits
-    monkeypatch.setattr(inference, "predict_logits", keep_logits)
+    original = logits_room.logits_of_batches
+    monkeypatch.setattr(logits_room, "logits_of_batches", keep_logits)
     for batch_size in (1, 7, 64):
-        finetune.evaluate_split(model, split, LABELS, torch.float32, batch_size)
+        logits_room.evaluate_split(model, split, LABELS, Inference(torch.float32, batch_size))
     alone, *batched = seen
     for logits in batched:
         torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
@@ -679,13 +685,13 @@ def test_load_pretrained_model_takes_a_bare_namespace(assets):
     # The group's own recipe: the same rate on everything.
     assert {group["lr"] for group in optimizer.param_groups} == {1e-4}
     assert vars(args).keys() == {"pretrained_ckpt_path", "device"}
-    again = finetune.configure_optimizers("cpu", model)
+    again = configure_optimizers("cpu", model)
     assert isinstance(again, torch.optim.AdamW)
 
 
 def test_load_pretrained_model_refuses_a_flag_that_contradicts_the_file(assets):
     args = argparse.Namespace(pretrained_ckpt_path=str(assets.checkpoint), n_layer=12)
-    with pytest.raises(finetune.UsageError, match="--n_layer 12, but .* has 6"):
+    with pytest.raises(UsageError, match="--n_layer 12, but .* has 6"):
         finetune.load_pretrained_model(args, None)
 
 
@@ -890,7 +896,7 @@ def test_a_vocabulary_that_pads_to_the_files_is_fine_and_no_longer_needed(assets
 def parsed(tmp_path: Path, text: str | bytes, *words: str) -> tuple[argparse.Namespace, list[str]]:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return finetune.parse_arguments(["--config", str(path), *words])
+    return finetune.COMMAND.parse(["--config", str(path), *words])
 
 
 RECIPE = """
@@ -908,25 +914,29 @@ class_weights: none
 
 
 def test_a_recipe_gives_every_kind_of_flag(tmp_path):
-    args, problems = parsed(tmp_path, RECIPE)
+    config, problems = parsed(tmp_path, RECIPE)
     assert not problems
-    assert (args.dataset, args.learning_rate, args.num_epochs) == (["2024"], 1e-4, 2.0)
-    assert (args.freeze_backbone, args.tensorboard) == (True, False)
-    assert args.text_column == ["sentence1", "sentence2"]
-    assert args.pretrained_ckpt_path == ["a.pt"]
-    assert (args.max_steps, args.dtype, args.class_weights) == (None, "bfloat16", "none")
-    assert args.batch_size == finetune.DEFAULTS["batch_size"]
+    recipe = config.recipe
+    assert (config.data.dataset, recipe.learning_rate, recipe.num_epochs) == (("2024",), 1e-4, 2.0)
+    assert (recipe.freeze_backbone, config.run.tensorboard) == (True, False)
+    assert config.data.text_column == ("sentence1", "sentence2")
+    assert config.pretrained.pretrained_ckpt_path == ("a.pt",)
+    assert (recipe.max_steps, config.machine.dtype, recipe.class_weights) == (
+        *(None, "bfloat16", "none"),
+    )
+    assert recipe.batch_size == FineTuning().recipe.batch_size
 
 
 def test_flags_override_the_recipe(tmp_path):
     words = "--learning_rate 0.5 --no-freeze_backbone --tensorboard --text_column a b"
     words += " --pretrained_ckpt_path b.pt c.pt --dtype float32"
-    args, problems = parsed(tmp_path, RECIPE, *words.split())
+    config, problems = parsed(tmp_path, RECIPE, *words.split())
     assert not problems
-    assert (args.learning_rate, args.dtype) == (0.5, "float32")
-    assert (args.freeze_backbone, args.tensorboard) == (False, True)
-    assert (args.text_column, args.pretrained_ckpt_path) == (["a", "b"], ["b.pt", "c.pt"])
-    assert args.num_epochs == 2.0
+    assert (config.recipe.learning_rate, config.machine.dtype) == (0.5, "float32")
+    assert (config.recipe.freeze_backbone, config.run.tensorboard) == (False, True)
+    assert config.data.text_column == ("a", "b")
+    assert config.pretrained.pretrained_ckpt_path == ("b.pt", "c.pt")
+    assert config.recipe.num_epochs == 2.0
 
 
 @pytest.mark.parametrize(
@@ -982,10 +992,10 @@ def test_every_recipe_of_the_project_parses():
     recipes = sorted((PROJECT / "configs").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        args, problems = finetune.parse_arguments(["--config", str(path)])
+        config, problems = finetune.COMMAND.parse(["--config", str(path)])
         assert not problems, path
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert values and all(hasattr(args, key) for key in values), path
+        assert values and values.keys() <= plain_values(config).keys(), path
 
 
 def test_help_groups_the_flags_and_shows_every_default(capsys, monkeypatch):
@@ -994,7 +1004,7 @@ def test_help_groups_the_flags_and_shows_every_default(capsys, monkeypatch):
         finetune.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for title, flags in finetune.FLAGS.items():
+    for title, flags in finetune.COMMAND.flags.items():
         # From the title of the group to the next empty line.
         section = shown.split(f"\n{title}:\n")[1].split("\n\n")[0]
         section = " ".join(section.split())
@@ -1129,7 +1139,7 @@ def test_an_evaluation_that_memory_does_not_hold_is_done_in_smaller_pieces(monke
     )
     model = GPTClassification(GPTBatched(config), 3)
     split = _split_of([3, 20, 7, 12, 9, 30, 5, 8, 8])
-    expected = finetune.evaluate_split(model, split, "abc", torch.float32, max_tokens=1000)
+    expected = evaluate_split(model, split, "abc", Inference(torch.float32, 1000))
     forward, sizes = model.forward, []
 
     def limited(row, *others, **named):
@@ -1139,13 +1149,13 @@ def test_an_evaluation_that_memory_does_not_hold_is_done_in_smaller_pieces(monke
         return forward(row, *others, **named)
 
     monkeypatch.setattr(model, "forward", limited)
-    found = finetune.evaluate_split(model, split, "abc", torch.float32, max_tokens=1000)
+    found = evaluate_split(model, split, "abc", Inference(torch.float32, 1000))
     assert max(sizes) > 40, "the first attempt must be too much"
     assert found["confusion"] == expected["confusion"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     too_long = _split_of([50])
     with pytest.raises(torch.OutOfMemoryError):
-        finetune.evaluate_split(model, too_long, "abc", torch.float32, max_tokens=1000)
+        evaluate_split(model, too_long, "abc", Inference(torch.float32, 1000))
 
 
 def test_out_of_memory_anywhere_else_is_one_line(monkeypatch, capsys):

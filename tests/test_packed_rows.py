@@ -228,7 +228,7 @@ def test_varlen_reaches_every_key_and_asks_for_no_filler(lengths):
 def test_varlen_refuses_an_example_beyond_the_window_and_names_attention_flex():
     config = config_of("small", 8, windows=(2, 1))
     VarlenRowAttention(config, packed(random_examples([128, 128, 5])))
-    with pytest.raises(ValueError, match="129 tokens.*1 blocks.*--attention flex"):
+    with pytest.raises(ValueError, match="129 tokens.*1 blocks.*`attention` flex"):
         VarlenRowAttention(config, packed(random_examples([128, 129, 5])))
 
 

@@ -17,9 +17,9 @@ from limits import HANG_S
 from small_run import LABELS, rows_about
 
 import finetune_hindi_xnli as finetune
-import inference
 import predict_hindi_xnli as predict
 from inference import Prediction, XNLIClassifier
+from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
 from xnli_gpt.errors import DataError, EvaluationError, RunError, UsageError
 
 SCRIPT = Path(predict.__file__)
@@ -193,7 +193,7 @@ def test_load_refuses_what_is_no_checkpoint_of_ours(assets, tmp_path):
     ],
 )
 def test_a_checkpoint_whose_parts_do_not_fit_is_refused(assets, tmp_path, capsys, change):
-    saved = inference.read_fine_tuned(assets.fine_tuned)
+    saved = read_fine_tuned(assets.fine_tuned)
     change(saved)
     path = tmp_path / "pairs-ckpt.pt"
     torch.save(saved, path)
@@ -204,7 +204,7 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_refused(assets, tmp_path, capsys
 
 
 def test_logits_that_are_not_finite_are_an_error(assets, tmp_path):
-    saved = inference.read_fine_tuned(assets.fine_tuned)
+    saved = read_fine_tuned(assets.fine_tuned)
     saved["model"]["head.output.bias"][0] = torch.nan
     path = tmp_path / "pairs-ckpt.pt"
     torch.save(saved, path)

@@ -5,22 +5,23 @@ import json
 import pytest
 
 from xnli_gpt.training import records
-from xnli_gpt.training.records import RecentRate, StepLog
+from xnli_gpt.training.records import StepLog
+from xnli_gpt.training.state import RecentRate
 
 
 def steps_in(path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def log_of(path, first_step: int = 0, sinks: tuple = ()) -> StepLog:
-    log = StepLog(path, list(sinks))
+def log_of(path, first_step: int = 0, loggers: tuple = ()) -> StepLog:
+    log = StepLog(path, list(loggers))
     log.begin(first_step)
     return log
 
 
 def test_steps_wait_until_they_are_written(tmp_path):
     path, seen = tmp_path / "steps.jsonl", []
-    log = log_of(path, sinks=[lambda numbers, step: seen.append((step, numbers))])
+    log = log_of(path, loggers=[lambda numbers, step: seen.append((step, numbers))])
     assert path.read_text() == ""
     log.add(1, {"loss": 0.5, "grad_norm": None, "skipped": True})
     log.add(2, {"loss": 0.25})

@@ -22,18 +22,23 @@ import torch
 from limits import HANG_S
 
 import finetune_hindi_xnli as finetune
-import inference
 from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTClassification, PackedRow, compile_trunk
 from xnli_gpt.errors import RunError
-from xnli_gpt.training import resume, trainer
+from xnli_gpt.evaluation import logits
+from xnli_gpt.training import saves as saves_room
+from xnli_gpt.training.batches import StepCutter
 from xnli_gpt.training.memory import compile_ahead
 from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.options import RecipeOptions
 from xnli_gpt.training.order import Examples
-from xnli_gpt.training.recipe import Progress, Recipe
-from xnli_gpt.training.resume import Saves, captured, restore
+from xnli_gpt.training.recipe import Recipe
+from xnli_gpt.training.resumption import examples_per_step
+from xnli_gpt.training.saves import Saves
 from xnli_gpt.training.signals import STOP_SIGNALS
-from xnli_gpt.training.step import prepare_step, train_step
+from xnli_gpt.training.state import TrainState
+from xnli_gpt.training.step import train_step
+from xnli_gpt.training.trainer import Trainer
 
 PROJECT = Path(finetune.__file__).parent
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
@@ -76,16 +81,16 @@ def run(assets, out_dir: Path, *changes: object) -> int:
 @pytest.fixture
 def signal_at(monkeypatch):
     """Sends this process a signal when a step is done."""
-    counted = trainer._count_step
+    counted = Trainer._count
 
     def arrange(step: int, *numbers: signal.Signals) -> None:
-        def count(progress, *others):
-            counted(progress, *others)
-            if progress.step == step:
+        def count(trainer, *others):
+            counted(trainer, *others)
+            if trainer.state.step == step:
                 for number in numbers or (signal.SIGTERM,):
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(trainer, "_count_step", count)
+        monkeypatch.setattr(Trainer, "_count", count)
 
     yield arrange
 
@@ -157,11 +162,20 @@ def test_six_kills(assets, tmp_path):
 
 def test_a_save_holds_the_random_states_and_resuming_sets_them(tmp_path):
     model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    model.dropout_width = 2
+    trainer = Trainer(
+        model,
+        torch.optim.AdamW(model.parameters()),
+        torch.amp.GradScaler("cpu", enabled=False),
+        Recipe(examples_per_step=1, num_steps=9, eval_interval=9),
+        Examples(np.ones(1, dtype=int), np.zeros(1, dtype=int), None),
+        validation=None,
+        state=TrainState(step=3),
+    )
     saves = Saves(tmp_path, "x")
     torch.rand(5)
-    saves.write(captured(model, optimizer, scaler, Progress(step=3)))
+    saves.write(trainer.state_dict())
+    trainer.state = TrainState()
 
     def draws() -> list:
         return [random.random(), np.random.rand(), torch.rand(1).item()]
@@ -169,7 +183,8 @@ def test_a_save_holds_the_random_states_and_resuming_sets_them(tmp_path):
     expected = draws()
     assert draws() != expected
     _, content = saves.newest()
-    assert restore(content, model, optimizer, scaler).step == 3
+    trainer.load_state_dict(content)
+    assert trainer.state.step == 3
     assert draws() == expected
 
 
@@ -528,7 +543,7 @@ def test_a_signal_saves_and_leaves_with_its_own_code(number, assets, tmp_path, s
 
 
 def test_signals_during_a_save_do_not_break_it(assets, tmp_path, monkeypatch, whole):
-    written = resume.written_beside
+    written = saves_room.written_beside
 
     def interrupted(path, write):
         if path.name != "pairs-last.pt":
@@ -538,7 +553,7 @@ def test_signals_during_a_save_do_not_break_it(assets, tmp_path, monkeypatch, wh
         os.kill(os.getpid(), signal.SIGINT)
         return partial
 
-    monkeypatch.setattr(resume, "written_beside", interrupted)
+    monkeypatch.setattr(saves_room, "written_beside", interrupted)
     assert run(assets, tmp_path) == 75
     monkeypatch.undo()
     # Noted during the save at step 3; the next boundary is a step later.
@@ -551,7 +566,7 @@ def test_a_signal_breaks_an_evaluation_off_and_it_is_made_up_for(
     assets, tmp_path, monkeypatch, whole
 ):
     """An evaluation can take minutes; a stop should take seconds."""
-    packed, evaluated = inference.packed_rows, []
+    packed, evaluated = logits.packed_rows, []
 
     def noted(split, indices):
         if len(split) == 15:
@@ -561,7 +576,7 @@ def test_a_signal_breaks_an_evaluation_off_and_it_is_made_up_for(
                 os.kill(os.getpid(), signal.SIGUSR1)
         return packed(split, indices)
 
-    monkeypatch.setattr(inference, "packed_rows", noted)
+    monkeypatch.setattr(logits, "packed_rows", noted)
     small = ("--max_tokens_per_batch", 60)
     assert run(assets, tmp_path, *small) == 75
     assert len(evaluated) == 3, "no more than the piece that was being computed"
@@ -573,7 +588,7 @@ def test_a_signal_breaks_an_evaluation_off_and_it_is_made_up_for(
     assert [line["step"] for line in found["metrics"]] == [4, 8, 12]
 
 
-@pytest.mark.parametrize("when", ["load_data", "score_best"])
+@pytest.mark.parametrize("when", ["read_data", "score_best"])
 def test_a_signal_outside_of_training_ends_the_run_at_once(
     when, assets, tmp_path, monkeypatch, capsys, whole
 ):
@@ -592,7 +607,7 @@ def test_a_stop_that_a_library_turns_into_another_error_is_a_stop(assets, tmp_pa
         except BaseException as error:
             raise TypeError(f"wrapper: {error}") from None
 
-    monkeypatch.setattr(finetune, "compile_where_worthwhile", compile_in_c)
+    monkeypatch.setattr(finetune, "fit_to_machine", compile_in_c)
     assert run(assets, tmp_path) == 75
 
 
@@ -652,9 +667,8 @@ def test_steps_compile_nothing_that_was_not_compiled_ahead(assets):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with torch.compiler.set_stance("fail_on_recompile"):
         for step, count in enumerate((8, 3, 21)):
-            batches = prepare_step(
-                recipe, step, np.arange(count), examples, 400, model.dropout_width
-            )
+            cutter = StepCutter(recipe, examples, model.dropout_width)
+            batches = cutter.batches(step, np.arange(count), 400)
             train_step(model, optimizer, scaler, recipe, batches)
 
 
@@ -719,14 +733,14 @@ def test_a_disk_that_fills_while_saving_leaves_what_was_there(
 
 
 def test_a_folder_that_vanishes_is_one_line(assets, tmp_path, monkeypatch, capsys):
-    counted = trainer._count_step
+    counted = Trainer._count
 
-    def count(progress, *others):
-        counted(progress, *others)
-        if progress.step == 2:
+    def count(trainer, *others):
+        counted(trainer, *others)
+        if trainer.state.step == 2:
             shutil.rmtree(tmp_path / "out")
 
-    monkeypatch.setattr(trainer, "_count_step", count)
+    monkeypatch.setattr(Trainer, "_count", count)
     line = error_line(capsys, small_run.command(assets, tmp_path / "out", *BASE))
     assert "No such file or directory" in line and str(tmp_path / "out") in line
 
@@ -742,17 +756,16 @@ def test_a_failed_run_leaves_no_empty_folder(assets, tmp_path, capsys):
 
 
 def test_a_resumed_step_keeps_its_examples():
-    args = finetune.argparse.Namespace(batch_size=4, gradient_accumulation_steps=3)
-    assert finetune.examples_per_step(args, 2, None) == 24
+    options = RecipeOptions(batch_size=4, gradient_accumulation_steps=3)
+    twice = RecipeOptions(batch_size=8, gradient_accumulation_steps=3)
+    assert examples_per_step(options, 2, None) == 24
     save = {"examples_per_step": 24, "examples_per_rank": 12}
-    assert [finetune.examples_per_step(args, ranks, save) for ranks in (1, 2, 3, 4)] == [24] * 4
-    args.batch_size = 8
-    assert finetune.examples_per_step(args, 1, save) == 24
+    assert [examples_per_step(options, ranks, save) for ranks in (1, 2, 3, 4)] == [24] * 4
+    assert examples_per_step(twice, 1, save) == 24
     with pytest.raises(RunError, match="the save's steps have 24 examples"):
-        finetune.examples_per_step(args, 2, save)
-    args.batch_size = 4
+        examples_per_step(twice, 2, save)
     with pytest.raises(RunError, match="5 ranks can't share evenly"):
-        finetune.examples_per_step(args, 5, save)
+        examples_per_step(options, 5, save)
 
 
 @pytest.mark.gpu

@@ -16,6 +16,8 @@ from load_checkpoint_helper import load_pretrained_checkpoint
 from scripts import make_demo
 from xnli_gpt.checkpoints.lm_check import lm_check, read_token_shard
 from xnli_gpt.evaluation.metrics import main_metrics
+from xnli_gpt.fine_tuning.configuration import FineTuning
+from xnli_gpt.options import plain_values
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.slurm")])
 JOBS = [path for path in SCRIPTS if path.suffix == ".slurm"]
@@ -23,7 +25,7 @@ TRAINING_JOBS = [path for path in JOBS if path.name != "gather.slurm"]
 SOURCED = ("slurm_job.sh", "venv.sh")
 DEMO_CHECKPOINT = ROOT / "demo_checkpoint"
 DOCUMENTS = [*SCRIPTS, ROOT / "docs/slurm.md"]
-FLAGS = finetune.DEFAULTS.keys() | {"config"}
+FLAGS = plain_values(FineTuning()).keys() | {"config"}
 # Those of load_checkpoint_helper.py.
 OTHER_FLAGS = {"lm_check", "lm_row_length"}
 
@@ -152,14 +154,15 @@ def test_the_program_understands_what_jobs_tell_it(path, tmp_path):
     job = Job(tmp_path, CHECKPOINT="c.pt", RUNS=str(runs), SLURM_ARRAY_TASK_ID="2")
     done = job.run(path.name, "--num_epochs", "2", "--device", "cpu", "--seed", "9")
     assert done.returncode == 0, done.stderr
-    args, problems = finetune.parse_arguments(job.words)
+    config, problems = finetune.COMMAND.parse(job.words)
     assert problems == []
-    assert (args.num_epochs, args.device) == (2.0, "cpu")
-    assert args.eval_only == (path.name == "evaluate.slurm")
+    assert (config.recipe.num_epochs, config.machine.device) == (2.0, "cpu")
+    assert config.run.eval_only == (path.name == "evaluate.slurm")
     if path.name == "sweep_array.slurm":
         # What a run has of its own overrides what all have.
-        assert (args.seed, args.label_column, args.learning_rate) == (2, "x y", 1e-3)
-        assert args.out_dir == str(runs.parent / "b/seed2")
+        assert (config.recipe.seed, config.recipe.learning_rate) == (2, 1e-3)
+        assert config.data.label_column == "x y"
+        assert config.run.out_dir == runs.parent / "b/seed2"
 
 
 def test_a_job_leaves_checkpoint_and_tokenizer_to_the_config_where_not_set(tmp_path):
@@ -450,9 +453,9 @@ def test_the_demo_checkpoint_is_what_its_name_says():
 
 
 def test_the_demo_recipe_names_the_checkpoint_of_the_repository():
-    args, problems = finetune.parse_arguments(["--config", str(ROOT / "configs/demo.yaml")])
+    config, problems = finetune.COMMAND.parse(["--config", str(ROOT / "configs/demo.yaml")])
     assert problems == []
-    named = [*args.pretrained_ckpt_path, args.tokenizer_name]
+    named = [*config.pretrained.pretrained_ckpt_path, config.pretrained.tokenizer_name]
     assert [next(ROOT.glob(pattern)).parent for pattern in named] == [DEMO_CHECKPOINT] * 2
 
 

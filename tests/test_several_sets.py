@@ -19,9 +19,10 @@ from xnli_gpt.data.names import dataset_names, short_name
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.errors import DataError
+from xnli_gpt.fine_tuning.setup import positions_of_sets
 from xnli_gpt.provenance import code_commit
-from xnli_gpt.training import trainer
 from xnli_gpt.training.order import ExampleOrder
+from xnli_gpt.training.trainer import Trainer
 
 STEPS = ("--max_steps", 10, "--eval_interval", 3)
 
@@ -106,7 +107,7 @@ def test_sampling_in_proportion_takes_every_row_once():
 
 def test_even_sampling_takes_as_many_of_each_and_all_of_them_equally_often():
     sets = np.repeat([0, 1, 2], [90, 7, 23])
-    order = ExampleOrder(120, 8, 1, finetune.positions_of_sets(sets))
+    order = ExampleOrder(120, 8, 1, positions_of_sets(sets))
     assert sets_of_epoch(order, sets, 0) == sets_of_epoch(order, sets, 7) == {0: 40, 1: 40, 2: 40}
     epochs = 9 * 7 * 23 // 7  # after so many, whole rounds of the two larger sets
     times = Counter()
@@ -117,7 +118,7 @@ def test_even_sampling_takes_as_many_of_each_and_all_of_them_equally_often():
 
 
 def test_the_order_is_a_function_of_seed_and_step():
-    sets = finetune.positions_of_sets(np.repeat([0, 1], [30, 5]))
+    sets = positions_of_sets(np.repeat([0, 1], [30, 5]))
     one, two = (ExampleOrder(35, 4, 3, sets) for _ in range(2))
     backwards = [two.of_step(step).tolist() for step in reversed(range(40))]
     assert [one.of_step(step).tolist() for step in range(40)] == backwards[::-1]
@@ -164,14 +165,14 @@ def test_the_best_model_of_each_set_is_kept_and_scored(trained):
 def test_a_stopped_run_of_several_sets_ends_where_an_uninterrupted_one_does(
     trained, assets, tmp_path, monkeypatch
 ):
-    counted = trainer._count_step
+    counted = Trainer._count
 
-    def count(progress, *others):
-        counted(progress, *others)
-        if progress.step == 5:
+    def count(trainer, *others):
+        counted(trainer, *others)
+        if trainer.state.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "_count_step", count)
+    monkeypatch.setattr(Trainer, "_count", count)
     words = command(assets, tmp_path / "three", "--best_per_set")
     assert finetune.main(words) == 75
     monkeypatch.undo()

@@ -10,19 +10,27 @@ import numpy as np
 import pytest
 import torch
 from limits import HANG_S
+from scripted import ScriptedValidation
 from sklearn.utils.class_weight import compute_class_weight
 
 from model import GPTBatched, GPTClassification, GPTConfig, PackedRow
 from xnli_gpt.errors import TrainingError
-from xnli_gpt.evaluation.metrics import METRICS, figures_in_words
 from xnli_gpt.files import save_atomically
+from xnli_gpt.training.batches import MicroBatch, StepBatches, StepCutter, prefetched
 from xnli_gpt.training.memory import MAX_TOKENS, find_max_tokens
 from xnli_gpt.training.optimizer import RowAdamW, configure_optimizers
-from xnli_gpt.training.order import ExampleOrder, Examples, balanced_class_weights, dropout_masks
+from xnli_gpt.training.order import ExampleOrder, Examples, dropout_masks
 from xnli_gpt.training.progress_line import LineTimes, ProgressLine
-from xnli_gpt.training.recipe import Progress, Recipe, learning_rate_factor, steps_per_epoch
-from xnli_gpt.training.step import MicroBatch, StepBatches, prefetched, prepare_step, train_step
-from xnli_gpt.training.trainer import MAX_SKIPPED_IN_A_ROW, fine_tune
+from xnli_gpt.training.recipe import (
+    Recipe,
+    balanced_class_weights,
+    learning_rate_factor,
+    steps_per_epoch,
+)
+from xnli_gpt.training.records import Records
+from xnli_gpt.training.state import TrainState
+from xnli_gpt.training.step import train_step
+from xnli_gpt.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 
 VOCAB, NUM_CLASSES = 40, 3
 CUTS = {
@@ -34,9 +42,9 @@ CUTS = {
 }
 LOSSES = {
     "plain": {},
-    "class weights": dict(class_weights=(0.5, 1.0, 3.0)),
+    "class weights": dict(weight_of_class=(0.5, 1.0, 3.0)),
     "label smoothing": dict(label_smoothing=0.2),
-    "all, with dropout": dict(class_weights=(0.5, 1.0, 3.0), label_smoothing=0.2, dropout=0.4),
+    "all, with dropout": dict(weight_of_class=(0.5, 1.0, 3.0), label_smoothing=0.2, dropout=0.4),
 }
 
 
@@ -89,7 +97,7 @@ def no_scaler() -> torch.amp.GradScaler:
 def cut_as(cut, recipe, step, indices, data, width) -> StepBatches:
     """The step's examples in the micro-batches of `cut`, which no budget of tokens would give."""
     masks = dropout_masks(recipe.seed, step, len(indices), width, recipe.dropout)
-    weights = torch.tensor(recipe.class_weights or [1.0] * NUM_CLASSES)
+    weights = torch.tensor(recipe.weight_of_class or [1.0] * NUM_CLASSES)
     micro_batches, total = [], 0.0
     for positions in map(np.array, cut):
         row, labels = data.get_batch(indices[positions])
@@ -115,7 +123,7 @@ def reference_gradient(model, recipe, data, step=5):
         recipe.seed, step, len(indices), model.dropout_width, recipe.dropout or 0.0
     )
     log_probabilities = torch.log_softmax(model(row, dropout_mask=masks).double(), dim=1)
-    weights = torch.tensor(recipe.class_weights or [1.0] * NUM_CLASSES, dtype=torch.float64)
+    weights = torch.tensor(recipe.weight_of_class or [1.0] * NUM_CLASSES, dtype=torch.float64)
     smoothing = recipe.label_smoothing
     total = sum(
         -weights[c]
@@ -284,8 +292,21 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed():
     assert epoch(2) == epoch(2)
 
 
+class Calls(Records):
+    """Keeps what a trainer gives its records, in their order."""
+
+    def __init__(self):
+        self.calls: list[tuple] = []
+
+    def add_evaluation(self, state, line):
+        self.calls.append(("line", line))
+
+    def keep_best(self, state, metrics):
+        self.calls.append(("best", state.step))
+
+
 class Run:
-    """Runs `fine_tune` with a scripted validation, and keeps what its callbacks were given."""
+    """Trains with a scripted validation, and keeps what its records were given."""
 
     def __init__(
         self,
@@ -300,16 +321,10 @@ class Run:
     ):
         self.data = data or Data(num_rows=10)
         self.optimizer = optimizer or configure_optimizers("cpu", model, recipe.learning_rate)
-        self.calls: list[tuple] = []
         self.rates: list[list[float]] = []
-        accuracies = iter(accuracies)
-
-        def evaluate() -> dict:
-            accuracy = next(accuracies, 0.0)
-            return {"accuracy": accuracy, "macro_f1": accuracy, "loss": 1.0}
-
         self.overflowed: list[bool] = []
-
+        records = Calls()
+        self.calls = records.calls
         update = self.optimizer.step
 
         def noted_update(*arguments):
@@ -319,22 +334,17 @@ class Run:
             return update(*arguments)
 
         self.optimizer.step = noted_update
-        self.progress = fine_tune(
+        trainer = Trainer(
             model,
             self.optimizer,
             scaler or no_scaler(),
             recipe,
             self.data.examples,
-            evaluate,
-            lambda new, best: METRICS["accuracy"].is_better(
-                new["accuracy"], best and best["accuracy"]
-            ),
-            on_evaluation=lambda progress, line: self.calls.append(("line", line)),
-            on_best=lambda progress, _: self.calls.append(("best", progress.step)),
-            save=lambda progress: None,
-            in_words=figures_in_words,
-            progress=Progress(max_tokens_per_batch=max_tokens_per_batch),
+            ScriptedValidation(accuracies),
+            records,
+            TrainState(max_tokens_per_batch=max_tokens_per_batch),
         )
+        self.state = trainer.train()
 
     @property
     def lines(self) -> list[dict]:
@@ -361,7 +371,7 @@ def test_the_loop_sees_every_example_once_an_epoch(model):
     asked = sum(run.data.asked, [])
     assert sorted(asked[:10]) == sorted(asked[10:]) == list(range(10))
     assert asked[:10] != asked[10:]
-    assert run.progress.examples == 20
+    assert run.state.examples == 20
 
 
 @pytest.mark.parametrize(
@@ -379,8 +389,8 @@ def test_early_stopping_counts_evaluations_without_a_better_one(
 ):
     recipe = recipe_of(num_steps=5, eval_interval=1, early_stopping=patience)
     run = Run(model, recipe, accuracies=accuracies)
-    assert (run.progress.step, run.progress.best_step) == (steps, best_step)
-    assert run.progress.best["accuracy"] == max(accuracies[:steps])
+    assert (run.state.step, run.state.best_step) == (steps, best_step)
+    assert run.state.best["accuracy"] == max(accuracies[:steps])
     assert [line["step"] for line in run.lines] == list(range(1, steps + 1))
 
 
@@ -439,10 +449,10 @@ def test_skipped_steps_are_counted_and_do_not_advance_the_schedule(model):
     recipe = recipe_of(num_steps=24, eval_interval=24, dtype=torch.float16, learning_rate=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26)
     run = Run(model, recipe, scaler=scaler)
-    skipped = run.progress.skipped
+    skipped = run.state.skipped
     assert 1 < skipped < 20
-    assert run.progress.step == 24
-    assert run.progress.updates == 24 - skipped
+    assert run.state.step == 24
+    assert run.state.updates == 24 - skipped
     assert run.lines[-1]["skipped_steps"] == skipped
     assert sum(run.overflowed) == skipped and run.overflowed[0]
     # A step that was skipped is followed by one with the same rate.
@@ -454,14 +464,14 @@ def test_skipped_steps_are_counted_and_do_not_advance_the_schedule(model):
 def test_overflowing_without_end_is_an_error_that_names_what_to_try(model):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     recipe = recipe_of(num_steps=50, dtype=torch.float16)
-    with pytest.raises(TrainingError, match=f"{MAX_SKIPPED_IN_A_ROW} steps.*--dtype bfloat16"):
+    with pytest.raises(TrainingError, match=f"{MAX_SKIPPED_IN_A_ROW} steps.*use `dtype` bfloat16"):
         Run(model, recipe, scaler=scaler)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_diverging_run_stops_with_what_to_try(model, dtype):
     recipe = recipe_of(num_steps=20, learning_rate=1e30, warmup_ratio=0.0, dtype=dtype)
-    with pytest.raises(TrainingError, match="not finite: lower --learning_rate"):
+    with pytest.raises(TrainingError, match="not finite: lower `learning_rate`"):
         Run(model, recipe)
 
 
@@ -657,7 +667,7 @@ def test_configured_embeddings_have_sparse_gradients_and_their_own_rate(model, e
 
 def step_of(data, recipe, max_tokens=1 << 20, step=0, width=16) -> StepBatches:
     indices = np.arange(len(data.rows))
-    return prepare_step(recipe, step, indices, data.examples, max_tokens, width)
+    return StepCutter(recipe, data.examples, width).batches(step, indices, max_tokens)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
@@ -700,7 +710,7 @@ def test_weights_do_not_depend_on_max_tokens_per_batch(model, loss, learning_rat
             optimizer=torch.optim.SGD(groups),
             max_tokens_per_batch=max_tokens,
         )
-        assert run.progress.max_tokens_per_batch == max_tokens
+        assert run.state.max_tokens_per_batch == max_tokens
         assert (len(run.data.asked) > 3) == (max_tokens == 25), "a budget that cuts, and one not"
         after.append(trained.state_dict())
     for name, tensor in after[0].items():
@@ -750,12 +760,12 @@ def test_out_of_memory_changes_the_cut_and_not_the_result(model, capsys, fail, e
             "cpu", trained[budget], 1e-2, embedding_update=embedding_update
         )
         run = Run(trained[budget], recipe, optimizer=optimizer, max_tokens_per_batch=budget)
-        assert run.progress.max_tokens_per_batch == 30
-        assert run.progress.step == run.progress.updates == 3
+        assert run.state.max_tokens_per_batch == 30
+        assert run.state.step == run.state.updates == 3
         notes = [line for line in capsys.readouterr().out.splitlines() if "out of GPU" in line]
         assert len(notes) == (budget == 60)
         assert all(
-            "at most 30 tokens" in note and "--max_tokens_per_batch" in note for note in notes
+            "at most 30 tokens" in note and "(max_tokens_per_batch)" in note for note in notes
         )
     for one, other in zip(*(trained[budget].parameters() for budget in (60, 30)), strict=True):
         assert torch.equal(one, other)
@@ -769,7 +779,7 @@ def test_the_budget_is_halved_until_it_fits_and_kept_from_there(model, capsys):
     # The step is far smaller than the budget: half of what failed is tried, not half of that.
     assert len(budgets) <= 3 and budgets[0] < 100
     assert all(after <= before / 2 for before, after in zip(budgets, budgets[1:], strict=False))
-    assert run.progress.max_tokens_per_batch == budgets[-1] <= 25
+    assert run.state.max_tokens_per_batch == budgets[-1] <= 25
     assert all("step 1 again" in note for note in notes)
 
 
@@ -777,7 +787,7 @@ def test_the_budget_is_halved_until_it_fits_and_kept_from_there(model, capsys):
 def test_an_example_that_does_not_fit_is_an_error_that_names_what_to_try(model, capsys, max_tokens):
     fail_beyond(model, 5)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(TrainingError, match="--gradient_checkpointing.*--block_size"):
+    with pytest.raises(TrainingError, match="`gradient_checkpointing`.*`block_size`"):
         Run(model, recipe_of(num_steps=2), max_tokens_per_batch=max_tokens)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -806,7 +816,7 @@ def test_out_of_memory_in_the_update_leaves_the_weights_and_the_step_is_done_aga
     optimizer = configure_optimizers("cpu", model, **options)
     run = Run(model, recipe, optimizer=optimizer, max_tokens_per_batch=40)
     assert all(map(torch.equal, failures[0], before)), "the failed update must not move anything"
-    budget = run.progress.max_tokens_per_batch
+    budget = run.state.max_tokens_per_batch
     assert budget <= 20
     optimizer = configure_optimizers("cpu", expected, **options)
     Run(expected, recipe, optimizer=optimizer, max_tokens_per_batch=budget)
@@ -897,7 +907,7 @@ def test_a_loss_that_is_no_number_is_an_error_in_that_very_step(model, bad_step)
         return logits * math.nan if len(steps) == bad_step else logits
 
     model.register_forward_hook(spoil)
-    with pytest.raises(TrainingError, match="loss nan.*not finite: lower --learning_rate"):
+    with pytest.raises(TrainingError, match="loss nan.*not finite: lower `learning_rate`"):
         Run(model, recipe_of(num_steps=10), max_tokens_per_batch=1000)
     assert len(steps) == bad_step, "one forward pass a step, and none after the bad one"
 
@@ -960,13 +970,13 @@ def test_an_evaluation_is_announced_where_it_may_be_long(model, capsys, monkeypa
 
 def test_a_loss_that_nobody_has_looked_at_is_not_told_as_nan(capsys):
     """On a GPU losses are looked at some steps late, and evaluations clear those of before."""
-    progress = Progress(step=1)
+    state = TrainState(step=1)
     with ProgressLine(num_steps=3, first_step=0) as line:
-        line.show(progress, epoch=0.1)
-        progress.step, progress.losses = 2, [0.5]
+        line.show(state, epoch=0.1)
+        state.step, state.losses = 2, [0.5]
         line.times = LineTimes()
-        line.show(progress, epoch=0.2)
-        progress.step, progress.losses = 3, []
-        line.show(progress, epoch=0.3)
+        line.show(state, epoch=0.2)
+        state.step, state.losses = 3, []
+        line.show(state, epoch=0.3)
     first, *_, last = capsys.readouterr().out.splitlines()
     assert "loss" not in first and "loss 0.5000" in last

@@ -12,11 +12,12 @@ import atexit
 import contextlib
 import glob
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, UsageError, XNLIError
+from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, XNLIError
 from xnli_gpt.flags import flags_of, parse_flags, shown
 from xnli_gpt.options import FlagGroups, configuration_of, flag_groups
 
@@ -45,6 +46,12 @@ class Command:
         configuration = configuration_of(self.configuration, vars(arguments))
         return configuration, problems + self.problems_of_names(configuration)
 
+    def exit_code_of(self, work: Callable[[], None]) -> int:
+        """Do `work`; return 0, or print what went wrong and return the exit code of it."""
+        code, problems = _outcome_of(work)
+        self._print_errors(problems)
+        return code
+
     def refuse_wrong_words(self) -> None:
         """Print the help and exit with 0, or say what is wrong with the command line's words and
         exit with 2; return where its words are right.
@@ -58,8 +65,16 @@ class Command:
         if not problems:
             return
         if _is_main_process() or _lacks_recipe(arguments):
-            _print_errors(problems + _missing_files(arguments, self.flags))
+            self._print_errors(problems + _missing_files(arguments, self.flags))
         sys.exit(EXIT_REFUSED)
+
+    def _print_errors(self, problems: Iterable[str]) -> None:
+        names = "|".join(flag.name for flag in flags_of(self.flags))
+        for problem in problems:
+            # Rooms call an option by its name, in backticks; a command line has flags.
+            problem = re.sub(f"`({names})`", r"--\1", problem)
+            printable = problem if problem.isprintable() else ascii(problem)[1:-1]
+            print(f"error: {printable}", file=sys.stderr)
 
 
 class Problems(list[str]):
@@ -69,10 +84,8 @@ class Problems(list[str]):
         """Return what `work` does; None where it is refused, with the reasons noted."""
         try:
             return work(*arguments)
-        except UsageError as error:
-            self.extend(error.problems)
         except XNLIError as error:
-            self.append(str(error))
+            self.extend(error.problems)
         except OSError as error:
             self.append(f"{error.filename}: {error.strerror}")
         return None
@@ -116,35 +129,24 @@ def _missing_files(arguments: argparse.Namespace, groups: FlagGroups) -> list[st
     return problems
 
 
-def exit_code_of(work: Callable[[], None]) -> int:
-    """Do `work`; return 0, or print what went wrong and return the exit code of it."""
+def _outcome_of(work: Callable[[], None]) -> tuple[int, Sequence[str]]:
+    """Do `work`; return the exit code, and what went wrong."""
     try:
         work()
-        return 0
-    except UsageError as error:
-        code, problems = error.exit_code, error.problems
+        return 0, []
     except XNLIError as error:
-        code, problems = error.exit_code, [str(error)]
+        return error.exit_code, error.problems
     except OSError as error:
-        code, problems = EXIT_REFUSED, [f"{error.filename or 'disk'}: {error.strerror or error}"]
+        return EXIT_REFUSED, [f"{error.filename or 'disk'}: {error.strerror or error}"]
     except _out_of_memory_errors() as error:
         reason = str(error).split(". ")[0]
-        code = EXIT_FAILED
-        problems = [f"{reason}: use --max_tokens_per_batch or a larger GPU"]
-    _print_errors(problems)
-    return code
+        return EXIT_FAILED, [f"{reason}: use `max_tokens_per_batch` or a larger GPU"]
 
 
 def _out_of_memory_errors() -> tuple[type[Exception], ...]:
     """What a library that the work has imported raises for it."""
     torch = sys.modules.get("torch")
     return () if torch is None else (torch.OutOfMemoryError,)
-
-
-def _print_errors(problems: Iterable[str]) -> None:
-    for problem in problems:
-        printable = problem if problem.isprintable() else ascii(problem)[1:-1]
-        print(f"error: {printable}", file=sys.stderr)
 
 
 def end_process(code: int) -> None:

@@ -61,7 +61,7 @@ def fastest_precision(device: torch.device) -> Precision:
 
 
 def device_of(name: str | None, among_ranks: bool = False) -> torch.device:
-    """The device that --device names, by itself a GPU where there is one.
+    """Return the device that is named, by itself a GPU where there is one.
 
     Raises UsageError: a GPU that was asked for is never replaced by a CPU.
     """
@@ -69,7 +69,7 @@ def device_of(name: str | None, among_ranks: bool = False) -> torch.device:
     if device.type == "cpu" or not among_ranks:
         return device
     if device.index is not None:
-        raise UsageError([f"--device {name}: every rank has its own GPU; say cuda"])
+        raise UsageError([f"`device` {name}: every rank has its own GPU; say cuda"])
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -79,50 +79,51 @@ def _named_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError([f"--device {name}: expected cpu, cuda or cuda:N"]) from error
+        raise UsageError([f"`device` {name}: expected cpu, cuda or cuda:N"]) from error
     if device.type not in ("cpu", "cuda"):
-        raise UsageError([f"--device {name}: expected cpu, cuda or cuda:N"])
+        raise UsageError([f"`device` {name}: expected cpu, cuda or cuda:N"])
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             [
-                f"--device {name}: no CUDA device here; ask the scheduler for a GPU, "
-                "or say --device cpu"
+                f"`device` {name}: no CUDA device here; ask the scheduler for a GPU, "
+                "or say `device` cpu"
             ]
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError([f"--device {name}: only {torch.cuda.device_count()} here"])
+        raise UsageError([f"`device` {name}: only {torch.cuda.device_count()} here"])
     return _with_code(device)
 
 
 def _with_code(device: torch.device) -> torch.device:
     if device.type == "cuda" and (reason := why_without_code(device)) is not None:
-        raise UsageError([f"--device {device}: {reason}, or say --device cpu"])
+        raise UsageError([f"`device` {device}: {reason}, or say `device` cpu"])
     return device
 
 
 def precision_of(name: str | None, device: torch.device) -> Precision:
-    """What --dtype names; auto, or None, is the fastest that `device` computes natively."""
+    """Return the precision that is named; auto, or None, is the fastest that `device` computes
+    natively."""
     if name in (None, AUTO):
         return fastest_precision(device)
-    return Precision(DTYPES[name], "as --dtype says")
+    return Precision(DTYPES[name], "as asked for")
 
 
 def words_about_precision(
     name: str | None, precision: Precision, device: torch.device
 ) -> str | None:
-    """What was chosen by itself and why, or a warning of one that is only emulated here."""
+    """Return what was chosen by itself and why, or a warning of one that is only emulated here."""
     if name in (None, AUTO):
         return f"precision: {precision.name} ({precision.reason})"
     return emulation_warning(name, device)
 
 
 def emulation_warning(name: str | None, device: torch.device) -> str | None:
-    """A warning where --dtype names a precision that `device` only emulates, or None."""
+    """Return a warning where a precision is named that `device` only emulates, or None."""
     reason = None if name in (None, AUTO) else why_emulated(DTYPES[name], device)
     if reason is None:
         return None
     fastest = fastest_precision(device).name
-    return f"warning: --dtype {name}: {reason} and only emulates it; {fastest} is faster here"
+    return f"warning: {name}: {reason} and only emulates it; {fastest} is faster here"
 
 
 def why_emulated(dtype: torch.dtype, device: torch.device) -> str | None:

@@ -10,10 +10,16 @@ EXIT_FAILED, EXIT_REFUSED = 1, 2
 class XNLIError(Exception):
     """What was asked can't be done, or did not succeed; the message says why and what to do.
 
-    A command prints the message as a line that begins with "error:" and ends with `exit_code`.
+    A command prints the message as a line that begins with "error:" and ends with `exit_code`; the
+    name of an option in backticks is printed as its flag.
     """
 
     exit_code = EXIT_REFUSED
+
+    @property
+    def problems(self) -> list[str]:
+        """Return the messages, one a line."""
+        return [str(self)]
 
 
 class UsageError(XNLIError, ValueError):
@@ -21,7 +27,12 @@ class UsageError(XNLIError, ValueError):
 
     def __init__(self, problems: Sequence[str]):
         super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self._problems = list(problems)
+
+    @property
+    def problems(self) -> list[str]:
+        """Return the messages, one a line."""
+        return self._problems
 
 
 class TrainingError(XNLIError, RuntimeError):

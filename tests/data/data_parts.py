@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unittest.mock
 
 import datasets
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from xnli_gpt.choices import SPLITS
+from xnli_gpt.data import sources
 from xnli_gpt.data.cache import load_encoded, load_texts
 from xnli_gpt.data.labels import NLI_CLASSES
 from xnli_gpt.data.request import DataRequest
@@ -71,8 +73,8 @@ def write_raw(folder, kind, train):
     return folder
 
 
-def texts_of(folder, cache_dir, builtin=None, **request):
-    return load_texts(DataRequest(str(folder), **request), cache_dir, builtin)
+def texts_of(folder, cache_dir, **request):
+    return load_texts(DataRequest(str(folder), **request), cache_dir)
 
 
 def pairs_of(split):
@@ -122,12 +124,15 @@ def ids_of(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def builtin_of(rows):
-    return {"built-in": lambda: dict.fromkeys(SPLITS, rows)}
+def built_in(rows):
+    """A context in which "built-in" is a dataset of the same rows in every split."""
+    splits = {"built-in": lambda: dict.fromkeys(SPLITS, rows)}
+    return unittest.mock.patch.dict(sources.BUILTIN, splits)
 
 
 def encode_rows(rows, encoding, cache_dir):
-    return load_encoded(DataRequest("built-in"), encoding, cache_dir, builtin_of(rows))
+    with built_in(rows):
+        return load_encoded(DataRequest("built-in"), encoding, cache_dir)
 
 
 def write_hub_repository(folder):

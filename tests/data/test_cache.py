@@ -11,7 +11,7 @@ import pytest
 from data_parts import (
     SENTENCES,
     WORDS_WITH_THEIR_SIGNS,
-    builtin_of,
+    built_in,
     class_label_dataset,
     encode_rows,
     encoding_of,
@@ -64,12 +64,12 @@ def test_a_second_start_reads_the_cache(tmp_path, encoding, monkeypatch, source)
     elif source == "repository":
         write_hub_repository(tmp_path / "data")
         request = DataRequest("hindi_xnli", data_dir=str(tmp_path / "data"))
-    builtin = builtin_of(rows_of())
-    first = load_encoded(request, encoding, tmp_path / "cache", builtin)
+    monkeypatch.setitem(sources.BUILTIN, "built-in", lambda: dict.fromkeys(SPLITS, rows_of()))
+    first = load_encoded(request, encoding, tmp_path / "cache")
     for room in (sources, text_files):
         forbid(monkeypatch, "quiet_datasets", room=room)
     forbid(monkeypatch, "_checked_texts", "encode_distinct", "_write_cache")
-    second = load_encoded(request, encoding, tmp_path / "cache", builtin)
+    second = load_encoded(request, encoding, tmp_path / "cache")
     assert same(first, second)
     assert all(isinstance(split.tokens, np.memmap) for split in second.splits.values())
 
@@ -200,16 +200,15 @@ def test_whatever_shapes_the_tokens_is_in_the_key(tmp_path, tokenizer_path, monk
         ({"splits": ("test",)}, plain()),
     ]
     for request, encoding in variants:
-        load_encoded(
-            DataRequest("built-in", **request), encoding, tmp_path / "cache", builtin_of(turned)
-        )
+        with built_in(turned):
+            load_encoded(DataRequest("built-in", **request), encoding, tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("encoded-*"))) == len(variants)
-    read = load_encoded(
-        DataRequest("built-in", text_columns=("hypothesis", "premise")),
-        plain(),
-        tmp_path / "cache",
-        builtin_of(turned),
-    )
+    with built_in(turned):
+        read = load_encoded(
+            DataRequest("built-in", text_columns=("hypothesis", "premise")),
+            plain(),
+            tmp_path / "cache",
+        )
     assert plain().tokenizer.decode(read.splits["train"].premise(0).tolist()) == SENTENCES[1]
 
 

@@ -1,9 +1,10 @@
 """Labels are matched by name; what is none, or is not in train, is refused."""
 
 import pytest
-from data_parts import builtin_of, class_label_dataset, expected_pairs, pairs_of, texts_of
+from data_parts import built_in, class_label_dataset, expected_pairs, pairs_of, texts_of
 
 from xnli_gpt.choices import SPLITS
+from xnli_gpt.data import sources
 from xnli_gpt.data.labels import NLI_CLASSES
 from xnli_gpt.errors import DataError
 
@@ -26,7 +27,8 @@ def label_rows(labels):
     ],
 )
 def test_labels_by_name(tmp_path, labels, classes, ids):
-    splits, found = texts_of("built-in", tmp_path, builtin_of(label_rows(labels)))
+    with built_in(label_rows(labels)):
+        splits, found = texts_of("built-in", tmp_path)
     assert found == classes
     assert splits["train"].labels.tolist() == ids
 
@@ -49,8 +51,8 @@ def test_labels_by_name(tmp_path, labels, classes, ids):
     ],
 )
 def test_bad_labels_in_train(tmp_path, labels, said):
-    with pytest.raises(DataError, match=said):
-        texts_of("built-in", tmp_path, builtin_of(label_rows(labels)))
+    with built_in(label_rows(labels)), pytest.raises(DataError, match=said):
+        texts_of("built-in", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,19 +64,20 @@ def test_bad_labels_in_train(tmp_path, labels, said):
         ([0, 1, 2], [0, 3], "test: unknown label.*row 2 has 3"),
     ],
 )
-def test_a_label_that_train_does_not_have(tmp_path, train, test, said):
+def test_a_label_that_train_does_not_have(tmp_path, monkeypatch, train, test, said):
     splits = {split: label_rows(train) for split in SPLITS} | {"test": label_rows(test)}
+    monkeypatch.setitem(sources.BUILTIN, "built-in", lambda: splits)
     with pytest.raises(DataError, match=said):
-        texts_of("built-in", tmp_path, {"built-in": lambda: splits})
+        texts_of("built-in", tmp_path)
 
 
 def test_num_classes_is_checked(tmp_path):
-    rows = builtin_of(label_rows(["no", "yes"]))
-    assert texts_of("built-in", tmp_path, rows, num_classes=2)[1] == ("no", "yes")
-    with pytest.raises(DataError, match="--num_classes 3"):
-        texts_of("built-in", tmp_path, rows, num_classes=3)
-    four = builtin_of(label_rows([*NLI_CLASSES, "unrelated"]))
-    assert texts_of("built-in", tmp_path, four, num_classes=4)[1][3] == "unrelated"
+    with built_in(label_rows(["no", "yes"])):
+        assert texts_of("built-in", tmp_path, num_classes=2)[1] == ("no", "yes")
+        with pytest.raises(DataError, match="`num_classes` 3"):
+            texts_of("built-in", tmp_path, num_classes=3)
+    with built_in(label_rows([*NLI_CLASSES, "unrelated"])):
+        assert texts_of("built-in", tmp_path, num_classes=4)[1][3] == "unrelated"
 
 
 @pytest.mark.parametrize("layout", ["splits", "shards", "repository"])

@@ -17,10 +17,9 @@ from xnli_gpt.data.names import dataset_names, short_name
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.sources import HUB_XNLI
 from xnli_gpt.errors import DataError
-from xnli_gpt.flags import parse_flags
+from xnli_gpt.training.config_file import data_flags
 
 OF_XNLI = ("hindi_xnli", "xnli_ur")
-BUILT_IN = {"demo": lambda: {"train": small_run.rows_about(small_run.NAMES[:3])}}
 ROWS_OF_FOLDER = 36
 
 
@@ -29,11 +28,13 @@ def offline(tmp_path, monkeypatch):
     """A working directory of the test's own, on a machine without network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "_hub_reachable", lambda: False)
+    rows = {"train": small_run.rows_about(small_run.NAMES[:3])}
+    monkeypatch.setitem(sources.BUILTIN, "demo", lambda: rows)
 
 
 def rows_read(dataset: str, data_dir: str | None = None) -> int:
     request = DataRequest(dataset, data_dir=data_dir, splits=("train",))
-    return len(load_texts(request, "cache", BUILT_IN)[0]["train"].labels)
+    return len(load_texts(request, "cache")[0]["train"].labels)
 
 
 @pytest.mark.parametrize("name", OF_XNLI)
@@ -78,7 +79,7 @@ def test_a_built_in_name_is_not_any_data_dir():
 
 def test_a_copy_that_the_library_would_take_for_the_hub_is_told():
     small_run.write_dataset(Path(HUB_XNLI))
-    with pytest.raises(DataError, match="which the folder facebook/xnli here hides.*--data_dir"):
+    with pytest.raises(DataError, match="which the folder facebook/xnli here hides.*`data_dir`"):
         rows_read("hindi_xnli")
     assert rows_read("hindi_xnli", data_dir=HUB_XNLI) == ROWS_OF_FOLDER
     assert rows_read(HUB_XNLI) == ROWS_OF_FOLDER
@@ -97,12 +98,12 @@ def test_where_both_exist_that_is_said_in_one_line():
     for name in ("xnli_hi", "demo", "data/demo", "owner/name"):
         Path(name).mkdir(parents=True)
     (note,) = names.notes_of_datasets(["xnli_hi", "xnli_ur", "demo"], None)
-    assert note.startswith("note: --dataset xnli_hi demo: ")
+    assert note.startswith("note: xnli_hi, demo: ")
     assert note.endswith("./xnli_hi ./demo")
     assert names.notes_of_datasets(["./demo", "owner/name", "data", "xnli_ur"], None) == []
     assert names.notes_of_datasets(["xnli_hi", "demo"], "data") == []
     (note,) = names.notes_of_datasets(["xnli_hi", "demo"], "data/demo")
-    assert "demo is built in: --data_dir data/demo has no folder demo" in note
+    assert "demo is built in: data/demo has no folder demo" in note
 
 
 # The commands
@@ -118,8 +119,7 @@ def small_demo(monkeypatch):
     """The built-in dataset with few rows: 36 in train, 18 in test."""
     pieces = {"train": slice(0, 12), "validation": slice(0, 5), "test": slice(0, 6)}
     splits = {s: small_run.rows_about(small_run.NAMES[part]) for s, part in pieces.items()}
-    for entry_point in (finetune, evaluate):
-        monkeypatch.setitem(entry_point.BUILTIN_DATASETS, "demo", lambda: splits)
+    monkeypatch.setitem(sources.BUILTIN, "demo", lambda: splits)
 
 
 def fine_tuned(assets, dataset: str, out_dir: str = "run") -> dict:
@@ -155,7 +155,7 @@ def test_a_folder_of_a_known_name_stays_that_folder(assets, monkeypatch, capsys)
 
 def test_a_known_name_stays_itself(assets, small_demo, monkeypatch, capsys):
     small_run.write_dataset(Path("demo"), label_shift=1)
-    note = "note: --dataset demo: taken by name; a folder here of the same name is meant by ./demo"
+    note = "note: demo: taken by name; a folder here of the same name is meant by ./demo"
     recipe = fine_tuned(assets, "demo")
     assert recipe["dataset"] == ["demo"] and note in capsys.readouterr().out
     run = Path.cwd() / "run"
@@ -170,9 +170,9 @@ def test_a_known_name_stays_itself(assets, small_demo, monkeypatch, capsys):
 def test_names_of_xnli_stay_themselves_in_a_recipe():
     small_run.write_dataset(Path("hindi_xnli"))
     words = ["--dataset", "hindi_xnli", "./hindi_xnli", "xnli_ur"]
-    args, _ = parse_flags("", finetune.COMMAND.flags, words)
+    config, _ = finetune.COMMAND.parse(words)
     lasting = ["hindi_xnli", os.path.abspath("hindi_xnli"), "xnli_ur"]
-    assert finetune.data_flags(args)["dataset"] == lasting
+    assert data_flags(config.data)["dataset"] == lasting
 
 
 def test_a_run_of_xnli_is_not_scored_on_a_folder_of_its_name(assets, capsys):
@@ -187,7 +187,7 @@ def test_a_run_of_xnli_is_not_scored_on_a_folder_of_its_name(assets, capsys):
     assert evaluate.main(words) == 2
     told = capsys.readouterr()
     assert "error: --dataset hindi_xnli: no network" in told.err
-    assert "note: --dataset hindi_xnli: taken by name" in told.out
+    assert "note: hindi_xnli: taken by name" in told.out
 
 
 def test_what_is_prepared_is_the_known_dataset(assets, small_demo, capsys):
@@ -196,7 +196,7 @@ def test_what_is_prepared_is_the_known_dataset(assets, small_demo, capsys):
     words = ["--dataset", "demo", "--tokenizer_name", assets.tokenizer, "--prepare_only"]
     assert finetune.main([str(word) for word in words]) == 0
     told = capsys.readouterr().out
-    assert "train: 36 pairs" in told and told.count("note: --dataset demo: taken by name") == 1
+    assert "train: 36 pairs" in told and told.count("note: demo: taken by name") == 1
     words[1] = "./demo"
     assert finetune.main([str(word) for word in words]) == 2
     assert "demo/train.jsonl" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import datasets
 import pytest
 from data_parts import (
     COLUMNS,
-    builtin_of,
+    built_in,
     class_label_dataset,
     expected_pairs,
     pairs_of,
@@ -120,7 +120,8 @@ def test_a_dataset_saved_without_splits_is_an_error(tmp_path):
 
 
 def test_builtin_dataset(tmp_path):
-    splits, classes = texts_of("built-in", tmp_path, builtin_of(rows_of()))
+    with built_in(rows_of()):
+        splits, classes = texts_of("built-in", tmp_path)
     assert pairs_of(splits["test"]) == expected_pairs()
     assert classes == NLI_CLASSES
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_parts import (
     COLUMNS,
-    builtin_of,
+    built_in,
     class_label_dataset,
     expected_pairs,
     pairs_of,
@@ -216,7 +216,8 @@ def test_csv_shards_with_their_columns_in_different_orders(tmp_path):
 
 def test_line_ends_around_a_text_are_dropped_and_nothing_else(tmp_path):
     rows = [{**row, "premise": f"\r\n {row['premise']}\t\n"} for row in rows_of()]
-    splits, _ = texts_of("built-in", tmp_path, builtin_of(rows))
+    with built_in(rows):
+        splits, _ = texts_of("built-in", tmp_path)
     assert splits["train"].premises == [f" {row['premise']}\t" for row in rows_of()]
 
 

@@ -90,7 +90,7 @@ def lm_check(
     num_rows = min(max_rows, (len(tokens) - 1) // row_length)
     if num_rows < 1:
         raise CheckpointError(
-            f"a shard of {len(tokens)} tokens has no row of {row_length}: lower --lm_row_length"
+            f"a shard of {len(tokens)} tokens has no row of {row_length}: lower `lm_row_length`"
         )
     used = torch.from_numpy(tokens[: num_rows * row_length + 1].astype(np.int64))
     highest = int(used.max())
@@ -147,8 +147,8 @@ def lm_verdict(difference: float) -> str:
     if abs(difference) <= LM_LOSS_SAME_ROWS:
         return "agrees: the load is right"
     if abs(difference) <= LM_LOSS_OTHER_ROWS:
-        return "near: give the rows of the recorded loss (--lm_row_length, --lm_rows) for a proof"
+        return "near: give the rows of the recorded loss (their length and number) for a proof"
     return (
         f"differs by more than {LM_LOSS_OTHER_ROWS}: wrong load, wrong tokens, or a recorded loss "
-        "of other data or much longer rows (--lm_row_length)"
+        "of other data or much longer rows"
     )

@@ -38,7 +38,7 @@ def head_count(
     sources = {
         "code": call.get("num_heads"),
         "format" if fmt == "small" else "sizes in use": known,
-        "--n_head": given,
+        "n_head": given,
     }
     if fmt != "small" and sources["code"] is not None:
         sources["sizes in use"] = None
@@ -46,12 +46,12 @@ def head_count(
     if len(set(told.values())) > 1:
         values = ", ".join(f"{value} ({source})" for source, value in told.items())
         raise CheckpointError(
-            f"{path}: contradicting numbers of heads: {values}; leave --n_head out or correct it"
+            f"{path}: contradicting numbers of heads: {values}; leave `n_head` out or correct it"
         )
     if not told:
         raise CheckpointError(
             f"{path}: the number of heads can't be told from {L} layers of width {D} and there is "
-            "no usable code in the file: give it as --n_head (num_heads=… in Python)"
+            "no usable code in the file: give it as `n_head` (num_heads=… in Python)"
         )
     source, heads = next(iter(told.items()))
     return heads, source

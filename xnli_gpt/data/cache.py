@@ -25,7 +25,7 @@ from xnli_gpt.data.labels import classes_of, label_ids, label_names
 from xnli_gpt.data.library import said_as_data_error
 from xnli_gpt.data.pairs import TextSplit, encode_distinct, encode_split
 from xnli_gpt.data.request import DataRequest, checked_column, require_columns, require_splits
-from xnli_gpt.data.sources import BuiltinDataset, Source, find_source
+from xnli_gpt.data.sources import Source, find_source
 from xnli_gpt.data.tokenizer import PairEncoding
 
 CACHE_VERSION = 1
@@ -35,14 +35,12 @@ def load_encoded(
     request: DataRequest,
     encoding: PairEncoding,
     cache_dir: str | Path,
-    builtin: Mapping[str, BuiltinDataset] | None = None,
 ) -> EncodedDataset:
-    """The rows asked for as token ids, from the cache or tokenised now.
+    """Return the rows asked for as token ids, from the cache or tokenised now.
 
-    `builtin` maps a dataset's name to a function that makes its splits.
     Raises DataError for rows, labels, splits or texts that can't be used.
     """
-    source = find_source(request, Path(cache_dir), builtin or {})
+    source = find_source(request, Path(cache_dir))
     key = _cache_key(source.content_hash, request, encoding)
     folder = Path(cache_dir) / f"encoded-{key}"
     cached = _read_cache(folder)
@@ -53,10 +51,10 @@ def load_encoded(
 
 
 def load_texts(
-    request: DataRequest, cache_dir: str | Path, builtin: Mapping[str, BuiltinDataset] | None = None
+    request: DataRequest, cache_dir: str | Path
 ) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
-    """The rows asked for as text, with their classes; the checks are those of `load_encoded`."""
-    source = find_source(request, Path(cache_dir), builtin or {})
+    """Return the rows asked for as text, with their classes; checked as by `load_encoded`."""
+    source = find_source(request, Path(cache_dir))
     return _checked_texts(source, request)
 
 

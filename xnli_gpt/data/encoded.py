@@ -81,7 +81,7 @@ def joined(sets: Mapping[str, EncodedDataset]) -> JoinedDatasets:
     for name, data in sets.items():
         if data.classes != first.classes:
             raise DataError(
-                f"--dataset {name}: classes {', '.join(data.classes)}, but {first_name} has "
+                f"`dataset` {name}: classes {', '.join(data.classes)}, but {first_name} has "
                 f"{', '.join(first.classes)}: sets of other classes can't be joined"
             )
     trains = [data.splits["train"] for data in sets.values() if "train" in data.splits]

@@ -77,7 +77,7 @@ def classes_of(
         present = found
     if wanted is not None and len(classes) != wanted:
         raise DataError(
-            f"--num_classes {wanted}, but {name} has {len(classes)} classes in {basis}: "
+            f"`num_classes` {wanted}, but {name} has {len(classes)} classes in {basis}: "
             f"{listed(classes)}; leave the flag out or correct it"
         )
     absent = [label for label in classes if label not in present]
@@ -88,7 +88,7 @@ def classes_of(
         ]
         raise DataError(
             f"{name}: no example of {listed(absent)} in train, so it can't be learned "
-            f"({listed(seen)}); add examples, or say --num_classes for a set with fewer classes"
+            f"({listed(seen)}); add examples, or say `num_classes` for a set with fewer classes"
         )
     if len(classes) < 2:
         raise DataError(f"{name}: only one class, {classes[0]}, in {basis}; expected two or more")

@@ -6,15 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.cache import load_encoded
 from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit, JoinedDatasets, joined
 from xnli_gpt.data.names import dataset_names, notes_of_datasets, short_name
 from xnli_gpt.data.options import DataOptions
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import PairEncoding, cuts_vowel_signs
-
-BUILTIN_DATASETS = {"demo": demo_grammar.nli_splits}
 
 
 def request_of(
@@ -47,7 +44,7 @@ def load_datasets(
 
     def load(name: str) -> EncodedDataset:
         request = request_of(options, name, splits, classes)
-        return load_encoded(request, encoding, options.cache_dir, BUILTIN_DATASETS)
+        return load_encoded(request, encoding, options.cache_dir)
 
     names = dataset_names(options.dataset)
     for note in notes_of_datasets(names, options.data_dir):
@@ -67,7 +64,7 @@ def _print_data(data: JoinedDatasets, encoding: PairEncoding) -> None:
                 f"{of_set}{split}: {counted['rows']} pairs, {counted['tokens_per_pair']:.1f} "
                 f"tokens a pair (longest {counted['longest_pair']}), "
                 f"{counted['tokens_per_word']:.2f} tokens a word, {counted['cut_premises']} "
-                f"premises cut at --block_size {encoding.block_size}"
+                f"premises cut at {encoding.block_size} tokens"
             )
     if cuts_vowel_signs(encoding.tokenizer):
         print(

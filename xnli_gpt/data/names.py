@@ -66,36 +66,36 @@ def problem_of_dataset(name: str, data_dir: str | None = None) -> str | None:
     language = re.fullmatch(r"xnli_([a-z]{2})", name)
     if language:
         return (
-            f"--dataset {name}: XNLI has no language {language[1]}, "
+            f"`dataset` {name}: XNLI has no language {language[1]}, "
             f"expected one of {' '.join(XNLI_LANGUAGES)}"
         )
     spelling = _surely_meant(name.lower().replace("-", "_"))
     if spelling is None:
         return None
     return (
-        f"--dataset {name}: no such folder, and on the Hub names are OWNER/NAME: "
+        f"`dataset` {name}: no such folder, and on the Hub names are OWNER/NAME: "
         f"did you mean {_NAMES[spelling]}?"
     )
 
 
 def problems_of_datasets(names: Sequence[str] | None, data_dir: str | None) -> list[str]:
-    """What is surely wrong with the names of --dataset."""
+    """Return what is surely wrong with names of datasets."""
     found = (problem_of_dataset(name, data_dir) for name in names or ())
     return [problem for problem in found if problem is not None]
 
 
 def is_in_data_dir(name: str, data_dir: str | None) -> bool:
-    """Return whether --data_dir holds a folder of the dataset's name."""
+    """Return whether `data_dir` holds a folder of the dataset's name."""
     return data_dir is not None and os.path.isdir(os.path.join(data_dir, name))
 
 
 def notes_of_datasets(names: Sequence[str], data_dir: str | None) -> list[str]:
     """Return what to say of known names where a folder may have been meant: where one here is
-    called the same, and where --data_dir has none of a built-in dataset's name."""
+    called the same, and where `data_dir` has none of a built-in dataset's name."""
     known = dict.fromkeys(name for name in names if name in KNOWN_NAMES)
     if data_dir is not None:
         return [
-            f"note: {name} is built in: --data_dir {data_dir} has no folder {name}"
+            f"note: {name} is built in: {data_dir} has no folder {name}"
             for name in known
             if name in BUILTIN_NAMES and not is_in_data_dir(name, data_dir)
         ]
@@ -104,19 +104,19 @@ def notes_of_datasets(names: Sequence[str], data_dir: str | None) -> list[str]:
         return []
     paths = " ".join(f"./{name}" for name in folders)
     return [
-        f"note: --dataset {' '.join(folders)}: taken by name; a folder here of the same name is "
+        f"note: {', '.join(folders)}: taken by name; a folder here of the same name is "
         f"meant by {paths}"
     ]
 
 
 def dataset_names(datasets: Sequence[str]) -> list[str]:
-    """What --dataset stands for, set by set: xnli_all is XNLI in its 15 languages."""
+    """Return what names stand for, one by one: xnli_all is XNLI in its 15 languages."""
     all_of_xnli = [f"xnli_{language}" for language in XNLI_LANGUAGES]
     names = [n for name in datasets for n in (all_of_xnli if name == "xnli_all" else [name])]
     shorts = [short_name(name) for name in names]
     twice = sorted({short for short in shorts if shorts.count(short) > 1})
     if twice:
-        raise DataError(f"--dataset: {', '.join(twice)} more than once")
+        raise DataError(f"`dataset`: {', '.join(twice)} more than once")
     return names
 
 

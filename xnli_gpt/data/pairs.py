@@ -184,5 +184,5 @@ def _require_tokens(lengths: np.ndarray, space: int, name: str, encoding: PairEn
         )
     raise DataError(
         f"{where}: a hypothesis of {hypothesis_length} tokens leaves no room for the premise "
-        f"in --block_size {encoding.block_size}; a hypothesis is never cut: raise it"
+        f"in `block_size` {encoding.block_size}; a hypothesis is never cut: raise it"
     )

@@ -46,7 +46,7 @@ def require_columns(found: Iterable[str], where: str, request: DataRequest) -> N
     if missing:
         raise DataError(
             f"{where}: no column {', '.join(missing)} (found {listed(found)}); "
-            "name the columns with --text_column PREMISE HYPOTHESIS and --label_column"
+            "name the columns with `text_column` PREMISE HYPOTHESIS and `label_column`"
         )
 
 

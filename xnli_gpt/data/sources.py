@@ -15,9 +15,11 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from xnli_gpt.choices import SPLITS
+from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.library import quiet_datasets, said_as_data_error
 from xnli_gpt.data.messages import MAX_LISTED, listed, reason_of, shown
 from xnli_gpt.data.names import (
+    BUILTIN_NAMES,
     KNOWN_NAMES,
     XNLI_LANGUAGES,
     is_in_data_dir,
@@ -36,7 +38,11 @@ from xnli_gpt.data.text_files import (
 from xnli_gpt.errors import DataError
 
 HUB_XNLI = "facebook/xnli"
-BuiltinDataset = Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]
+# Names of datasets that are made here, and what makes their splits.
+BUILTIN: dict[str, Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]] = {
+    "demo": demo_grammar.nli_splits,
+}
+assert tuple(BUILTIN) == BUILTIN_NAMES
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,10 @@ class Source:
         return f"{files[0] if len(files) == 1 else self.name}: {split}"
 
 
-def find_source(
-    request: DataRequest, cache_dir: Path, builtin: Mapping[str, BuiltinDataset]
-) -> Source:
-    if request.dataset in builtin and not is_in_data_dir(request.dataset, request.data_dir):
-        return _builtin_source(request.dataset, builtin[request.dataset])
+def find_source(request: DataRequest, cache_dir: Path) -> Source:
+    """Return where the rows asked for are; raises DataError where they are nowhere."""
+    if request.dataset in BUILTIN and not is_in_data_dir(request.dataset, request.data_dir):
+        return _builtin_source(request.dataset)
     name, config = _hub_name(request)
     folder = _local_folder(request)
     if folder is None:
@@ -93,7 +98,7 @@ def _local_folder(request: DataRequest) -> Path | None:
     if request.data_dir is not None:
         base = Path(request.data_dir)
         if not base.is_dir():
-            raise DataError(f"--data_dir {base}: no such folder; give one that holds the dataset")
+            raise DataError(f"`data_dir` {base}: no such folder; give one that holds the dataset")
         inside = base / request.dataset
         return inside if inside.is_dir() else base
     if request.dataset in KNOWN_NAMES:
@@ -103,16 +108,16 @@ def _local_folder(request: DataRequest) -> Path | None:
         return folder
     if folder.exists():
         raise DataError(
-            f"--dataset {folder}: a file, expected a folder with train, validation and test files"
+            f"`dataset` {folder}: a file, expected a folder with train, validation and test files"
         )
     looks_like_path = request.dataset.startswith((".", "/", "~")) or request.dataset.count("/") > 1
     if looks_like_path:
-        raise DataError(f"--dataset {folder}: no such folder")
+        raise DataError(f"`dataset` {folder}: no such folder")
     return None
 
 
-def _builtin_source(name: str, make: BuiltinDataset) -> Source:
-    splits = {split: list(rows) for split, rows in make().items()}
+def _builtin_source(name: str) -> Source:
+    splits = {split: list(rows) for split, rows in BUILTIN[name]().items()}
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
     def load() -> Mapping[str, object]:
@@ -222,8 +227,8 @@ def _repository_source(
 def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> Source:
     if Path(name).is_dir():
         raise DataError(
-            f"--dataset {request.dataset}: is {name} on the Hub, which the folder {name} here "
-            f"hides; run from another folder, or read the copy by --data_dir {name}"
+            f"`dataset` {request.dataset}: is {name} on the Hub, which the folder {name} here "
+            f"hides; run from another folder, or read the copy by `data_dir` {name}"
         )
     online = _hub_reachable()
     try:
@@ -236,13 +241,13 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
         perhaps = "" if meant is None else f"; did you mean {meant}?"
         if online:
             raise DataError(
-                f"--dataset {request.dataset}: can't load {name} ({reason}); check the name and "
-                f"the network, or give a local folder as --dataset{perhaps}"
+                f"`dataset` {request.dataset}: can't load {name} ({reason}); check the name and "
+                f"the network, or give a local folder as `dataset`{perhaps}"
             ) from error
         raise DataError(
-            f"--dataset {request.dataset}: no network, and {name} is not in the cache of datasets; "
+            f"`dataset` {request.dataset}: no network, and {name} is not in the cache of datasets; "
             "run the same command with --prepare_only where there is network (and the same "
-            f"HF_HOME), or give a local folder as --dataset{perhaps}"
+            f"HF_HOME), or give a local folder as `dataset`{perhaps}"
         ) from error
     files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]
     digest = _hash_files(sorted(files), None)

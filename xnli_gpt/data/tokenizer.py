@@ -53,8 +53,8 @@ def find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
         if place.is_file():
             return place
     raise DataError(
-        f"--tokenizer_name {name}: no such file (looked at {', '.join(map(str, places))}); "
-        "give its path, or a name in --tokenizer_dir"
+        f"`tokenizer_name` {name}: no such file (looked at {', '.join(map(str, places))}); "
+        "give its path, or a name in `tokenizer_dir`"
     )
 
 

@@ -89,7 +89,7 @@ def logits_of_batches(
 ) -> Tensor:
     """Return logits [rows of all batches, classes], in the order of the batches.
 
-    Batches that a GPU's memory does not hold are halved; batches after a signal are left at zero.
+    Batches that a GPU's memory does not hold are halved; rows after a signal are nan.
     """
     model.eval()
     try:
@@ -102,7 +102,8 @@ def logits_of_batches(
         if max(map(len, batches)) == 1:
             raise
     else:
-        logits = torch.zeros(sum(map(len, batches)), num_classes)
+        # A row that was left out must not pass for one with an answer.
+        logits = torch.full((sum(map(len, batches)), num_classes), torch.nan)
         if computed:
             done = torch.cat(computed).float().cpu()
             logits[: len(done)] = done

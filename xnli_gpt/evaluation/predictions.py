@@ -85,7 +85,7 @@ def read_predictions(path: Path, split: str) -> list[dict[str, PredictedRows]]:
     if not found:
         seen = ", ".join(sorted(other_splits)) or "nothing"
         raise PredictionsError(
-            f"{path}: no predictions of split {split} (found {seen}); see --split"
+            f"{path}: no predictions of split {split} (found {seen}); see `split`"
         )
     runs: dict[int, dict[str, PredictedRows]] = {}
     for (run, dataset), lines in found.items():

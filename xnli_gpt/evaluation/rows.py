@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from xnli_gpt.data.cache import load_texts
-from xnli_gpt.data.loading import BUILTIN_DATASETS
 from xnli_gpt.data.names import KNOWN_NAMES, dataset_names, notes_of_datasets, short_name
 from xnli_gpt.data.own_data import OwnData
 from xnli_gpt.data.request import DataRequest
@@ -43,7 +42,7 @@ def data_of_models(
         for path, other in others:
             if other != own:
                 raise DataError(
-                    f"{path}: was fine-tuned on other data than {first_path}; say by --dataset "
+                    f"{path}: was fine-tuned on other data than {first_path}; say by `dataset` "
                     "what they are scored on"
                 )
         names = _names_of_own_data(own, first_path, options.data_dir)
@@ -53,7 +52,7 @@ def data_of_models(
             if getattr(options, name) is None
         }
         options = replace(options, dataset=tuple(names), **left_open)
-        print(f"note: no --dataset, so the run's own data: {' '.join(names)}")
+        print(f"note: no dataset is named, so the run's own data: {' '.join(names)}")
     return replace(
         options,
         text_column=tuple(options.text_column or TEXT_COLUMNS),
@@ -71,11 +70,11 @@ def _names_of_own_data(own: OwnData, path: Path, data_dir: str | None) -> list[s
         if not own.is_recorded:
             raise DataError(
                 f"{path}: was fine-tuned on {name}, and does not say where that is; name it by "
-                "--dataset"
+                "`dataset`"
             )
         if os.path.isabs(name) and not Path(name).is_dir():
             raise DataError(
-                f"{path}: was fine-tuned on {name}, which is no folder here; say by --dataset "
+                f"{path}: was fine-tuned on {name}, which is no folder here; say by `dataset` "
                 "where the data is"
             )
     return list(own.dataset)
@@ -116,14 +115,14 @@ def _texts_of(request: DataRequest, cache_dir: Path, model: Path) -> dict:
     """Return the texts by split. Where the data can be used, but not with the model's classes, the
     error tells both."""
     try:
-        return load_texts(request, cache_dir, BUILTIN_DATASETS)[0]
+        return load_texts(request, cache_dir)[0]
     except DataError as error:
         try:
-            _, found = load_texts(replace(request, classes=None), cache_dir, BUILTIN_DATASETS)
+            _, found = load_texts(replace(request, classes=None), cache_dir)
         except DataError:
             raise error from None
         raise DataError(
-            f"--dataset {request.dataset}: classes {', '.join(found)}, but {model} knows "
+            f"`dataset` {request.dataset}: classes {', '.join(found)}, but {model} knows "
             f"{', '.join(request.classes)}; use a model that was fine-tuned on the data's classes"
         ) from error
 
@@ -139,7 +138,7 @@ def rows_of_predictions(
             if label not in numbers:
                 raise PredictionsError(
                     f"{predicted.where}: id {row} has the label {label}, expected "
-                    f"{', '.join(numbers)}; labels of the data are taken with --dataset"
+                    f"{', '.join(numbers)}; labels of the data are taken with `dataset`"
                 )
         order = np.argsort(predicted.ids, kind="stable")
         labels = np.array([numbers[label] for label in predicted.labels])

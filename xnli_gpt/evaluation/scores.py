@@ -43,7 +43,7 @@ def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence
 
     if not bool(torch.isfinite(logits).all()):
         raise EvaluationError(
-            "logits are not finite: lower --learning_rate, or use --dtype float32"
+            "logits are not finite: lower `learning_rate`, or use `dtype` float32"
         )
     labels = np.asarray(labels)
     predictions = logits.argmax(dim=-1).numpy()

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from xnli_gpt.data.cache import load_encoded, load_texts
 from xnli_gpt.data.encoded import EncodedDataset, EncodedSplit
-from xnli_gpt.data.loading import BUILTIN_DATASETS
 from xnli_gpt.errors import DataError, EvaluationError
 from xnli_gpt.evaluation.baseline import hypothesis_only
 from xnli_gpt.evaluation.logits import Inference, split_logits
@@ -99,7 +98,7 @@ def encode_rows(
                 predicted_logits(source, name, of_set, sources[0].classes)
             elif (key := encoding_key(source, name)) not in encoded:
                 request = replace(of_set.request, classes=source.classes)
-                encoded[key] = load_encoded(request, source.encoding, cache_dir, BUILTIN_DATASETS)
+                encoded[key] = load_encoded(request, source.encoding, cache_dir)
     return encoded
 
 
@@ -108,9 +107,9 @@ def hypothesis_only_baselines(rows: Mapping[str, Rows], cache_dir: Path) -> dict
     figures = {}
     for name, of_set in rows.items():
         request = replace(of_set.request, splits=("train",))
-        train = load_texts(request, cache_dir, BUILTIN_DATASETS)[0]["train"]
+        train = load_texts(request, cache_dir)[0]["train"]
         if len(np.unique(train.labels)) < 2:
-            raise DataError(f"--hypothesis_only: train of {name} has only one class")
+            raise DataError(f"`hypothesis_only`: train of {name} has only one class")
         language = language_of(name, of_set.hypotheses)
         figures[name] = hypothesis_only(
             train.hypotheses, train.labels, of_set.hypotheses, of_set.labels, language

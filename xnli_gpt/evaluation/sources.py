@@ -128,7 +128,7 @@ def require_one_recipe(sources: Sequence[Source]) -> None:
                     [
                         f"{source.path}: another {name.replace('_', ' ')} than "
                         f"{sources[0].path}, so not a seed of the same recipe; compare recipes "
-                        "by --compare"
+                        "by `compare`"
                     ]
                 )
 

@@ -70,7 +70,7 @@ def encoding_of(config: FineTuning, saved: dict | None) -> PairEncoding:
         return pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
     pretrained, data = config.pretrained, config.data
     if pretrained.tokenizer_name is None:
-        raise UsageError(["--tokenizer_name is needed: the tokenizer.json of the pretraining"])
+        raise UsageError(["`tokenizer_name` is needed: the tokenizer.json of the pretraining"])
     return load_pair_encoding(
         pretrained.tokenizer_name,
         tokenizer_dir=pretrained.tokenizer_dir,
@@ -83,7 +83,7 @@ def read_best(folder: RunFolder) -> dict:
     """Return the content of a run's best model; raises UsageError where there is none."""
     path = folder.best()
     if not path.exists():
-        raise UsageError([f"--eval_only: no {path}; fine-tune first, or correct --out_dir"])
+        raise UsageError([f"`eval_only`: no {path}; fine-tune first, or correct `out_dir`"])
     return read_fine_tuned(path)
 
 
@@ -92,7 +92,7 @@ def require_rows_for_tokens(encoding: PairEncoding, info: dict, name: str) -> No
     if encoding.num_tokens > info["vocab_size"]:
         raise UsageError(
             [
-                f"--tokenizer_name {name}: {encoding.num_tokens} tokens, but {info['file']} has "
+                f"`tokenizer_name` {name}: {encoding.num_tokens} tokens, but {info['file']} has "
                 f"{info['vocab_size']} embedding rows: not the tokenizer it was pretrained with"
             ]
         )
@@ -104,9 +104,9 @@ def require_attention(machine: TrainingMachineOptions, device: torch.device | No
     if device is None:
         return
     if name in ("flex", "varlen") and device.type == "cpu":
-        problems.append(f"--attention {name}: has no backward pass on a CPU; leave the flag out")
+        problems.append(f"`attention` {name}: has no backward pass on a CPU; leave the flag out")
     if name == "varlen" and precision_of(machine.dtype, device).dtype is torch.float32:
-        problems.append("--attention varlen: needs --dtype bfloat16 or float16")
+        problems.append("`attention` varlen: needs `dtype` bfloat16 or float16")
     if problems:
         raise UsageError(problems)
 
@@ -117,8 +117,8 @@ def require_within_windows(attention: str, trunk: nn.Module, longest: int) -> No
     if attention == "varlen" and longest > within:
         raise UsageError(
             [
-                f"--attention varlen: a pair of {longest} tokens, beyond the window of {within}; "
-                "use flex, or a smaller --block_size"
+                f"`attention` varlen: a pair of {longest} tokens, beyond the window of {within}; "
+                "use flex, or a smaller `block_size`"
             ]
         )
 
@@ -147,13 +147,10 @@ def _problem_of_folder(name: str, folder: Path) -> str | None:
     return None
 
 
-def say_checkpoint(config: FineTuning, info: dict | None) -> None:
+def say_checkpoint(info: dict) -> None:
     """Print what the pretrained checkpoint is."""
-    if info is not None:
-        print(
-            f"checkpoint: {info['file']}: format {info['checkpoint_format']}, "
-            f"{info['num_layers']} layers, {info['num_heads']} heads, width {info['model_dim']}, "
-            f"{info['vocab_size']} embedding rows"
-        )
-    if config.pretrained.vocab_size is not None:
-        print("note: --vocab_size is no longer needed, the file tells")
+    print(
+        f"checkpoint: {info['file']}: format {info['checkpoint_format']}, "
+        f"{info['num_layers']} layers, {info['num_heads']} heads, width {info['model_dim']}, "
+        f"{info['vocab_size']} embedding rows"
+    )

@@ -8,7 +8,7 @@ from torch import nn
 
 from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
 from xnli_gpt.data.cache import load_texts
-from xnli_gpt.data.loading import BUILTIN_DATASETS, request_of
+from xnli_gpt.data.loading import request_of
 from xnli_gpt.data.names import dataset_names, short_name
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.logits import split_logits
@@ -79,7 +79,7 @@ def _scored_test(run: Run, model: nn.Module, name: str) -> ScoredSplit:
     """Return the rows of a dataset's test split with their texts and the model's logits."""
     data, options = run.data, run.config.data
     request = request_of(options, name, ("test",), data.classes)
-    texts = load_texts(request, options.cache_dir, BUILTIN_DATASETS)[0]["test"]
+    texts = load_texts(request, options.cache_dir)[0]["test"]
     split = data.sets[short_name(name)].splits["test"]
     logits, rows = split_logits(model, split, len(data.classes), run.inference)
     return ScoredSplit(

@@ -51,7 +51,7 @@ class VarlenRowAttention:
         if longest > config.tokens_within_windows:
             raise ValueError(
                 f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
-                f"blocks of {WINDOW_BLOCK}: use --attention flex, or a smaller --block_size"
+                f"blocks of {WINDOW_BLOCK}: use `attention` flex, or a smaller `block_size`"
             )
         device = row.input_ids.device
         lengths = torch.tensor([0, *row.lengths], dtype=torch.int32)

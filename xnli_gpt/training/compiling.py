@@ -21,7 +21,7 @@ def is_compiled(choice: str, device: torch.device, num_steps: int) -> bool:
     reason = _why_not_compile(device)
     if reason is not None and choice == "always":
         raise UsageError(
-            [f"compile always: {reason}; install a compiler (g++ for a CPU) or say never"]
+            [f"`compile` always: {reason}; install a compiler (g++ for a CPU) or say never"]
         )
     if reason is not None:
         print(f"note: not compiled ({reason}): slower, with the same result")

@@ -48,7 +48,7 @@ def class_weights_of(
     Raises UsageError where a drawn subset lacks a class.
     """
     if (np.bincount(labels, minlength=num_classes) == 0).any():
-        raise UsageError([f"max_train_examples {len(labels)}: no example of a class; raise it"])
+        raise UsageError([f"`max_train_examples` {len(labels)}: no example of a class; raise it"])
     balanced = options.class_weights == "balanced"
     return balanced_class_weights(labels, num_classes) if balanced else None
 

@@ -142,7 +142,7 @@ class Resumption:
             return
         earlier = self.identity.in_todays_terms(*_decisive_in(self.folder.config))
         self._keep_precision(earlier)
-        _require_same(self.decisive, earlier, f"out_dir {self.folder.path}")
+        _require_same(self.decisive, earlier, f"`out_dir` {self.folder.path}")
 
     def _keep_precision(self, earlier: Mapping[str, object]) -> None:
         name = earlier.get("--dtype")
@@ -191,7 +191,7 @@ def _why_not_longer(now: Mapping, save: Mapping, num_examples: int) -> str | Non
     schedule, updates = now["--lr_schedule"], save["progress"]["updates"]
     if schedule != "constant":
         return (
-            f"--lr_schedule {schedule} gives every step a learning rate by the number of steps, so "
+            f"`lr_schedule` {schedule} gives every step a learning rate by the number of steps, so "
             "only a run with a constant schedule can be made longer"
         )
     lengths = ((before, earlier["--warmup_ratio"]), (after, now["--warmup_ratio"]))
@@ -211,7 +211,7 @@ def _why_rates_differ(lengths: Sequence[tuple[int, float]]) -> str:
     was, would_be = (warmup_steps_of(*length) for length in lengths)
     # Half a step below, so that rounding up meets the number.
     ratio = float(f"{max(0.0, (was - 0.5) / after):.6g}")
-    way_out = f"; --warmup_ratio {ratio:g} keeps it" if was else ""
+    way_out = f"; `warmup_ratio` {ratio:g} keeps it" if was else ""
     return (
         f"the warm-up is a share of the steps, {was} of {before} there and {would_be} of {after} "
         f"now{way_out}"
@@ -254,7 +254,7 @@ def _require_same(now: Mapping, earlier: Mapping, where: str, why_not: str = "")
     because = f": {why_not}" if why_not else ""
     raise RunError(
         f"{where}: belongs to another run ({told}){because}; repeat its command, or use another "
-        "out_dir"
+        "`out_dir`"
     )
 
 
@@ -276,7 +276,7 @@ def examples_per_step(options: RecipeOptions, world_size: int, save: Mapping | N
     kept = save["examples_per_step"]
     if per_rank != save["examples_per_rank"] and per_rank * world_size != kept:
         raise RunError(
-            f"batch_size times gradient_accumulation_steps: {per_rank} on {world_size} ranks, "
+            f"`batch_size` times `gradient_accumulation_steps`: {per_rank} on {world_size} ranks, "
             f"but the save's steps have {kept} examples ({save['examples_per_rank']} a rank): "
             "repeat its flags"
         )

@@ -68,8 +68,8 @@ class RunFolder:
         """Raise RunError where the folder holds a run."""
         if files := self.files():
             raise RunError(
-                f"out_dir {self.path}: holds a run ({', '.join(files)}); go on with it by resume "
-                "auto, or use another folder"
+                f"`out_dir` {self.path}: holds a run ({', '.join(files)}); go on with it by "
+                "`resume` auto, or use another folder"
             )
 
     def read_results(self) -> dict:

@@ -47,7 +47,7 @@ def train_step(
         # The others have gone on: this rank can't repeat the step by itself.
         raise TrainingError(
             f"rank {ranks.rank}: out of GPU memory in the update: use a smaller "
-            "max_tokens_per_batch, or a larger GPU"
+            "`max_tokens_per_batch`, or a larger GPU"
         ) from None
 
 

@@ -187,7 +187,7 @@ class Trainer:
                 if all(len(batch.labels) == 1 for batch in batches.micro_batches):
                     raise TrainingError(
                         "out of GPU memory with one example a micro-batch: use "
-                        "gradient_checkpointing, a smaller block_size or a larger GPU"
+                        "`gradient_checkpointing`, a smaller `block_size` or a larger GPU"
                     ) from None
                 state.max_tokens_per_batch = min(batches.max_tokens, batches.most_tokens) // 2
             # Outside of the handler, whose exception holds on to the tensors of the failed pass.
@@ -216,7 +216,7 @@ class Trainer:
         if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed float16 (last loss "
-                f"{float(result.loss)}): use dtype bfloat16 or float32, or lower learning_rate"
+                f"{float(result.loss)}): use `dtype` bfloat16 or float32, or lower `learning_rate`"
             )
         state.pending.append(PendingStep(state.step, state.learning_rate, result))
 
@@ -238,7 +238,7 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
                     f"loss {loss} and gradient norm {norm} are not finite: lower "
-                    "learning_rate, use grad_clip, or use dtype float32"
+                    "`learning_rate`, use `grad_clip`, or use `dtype` float32"
                 )
             state.losses.append(loss)
 
