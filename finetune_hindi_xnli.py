@@ -47,7 +47,7 @@ if __name__ == "__main__":
 import torch
 
 from load_checkpoint_helper import config_of, read_pretrained
-from model import GPTBatched, GPTClassification, compile_trunk
+from model import GPTBatched, GPTClassification
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.loading import load_datasets
 from xnli_gpt.devices import device_of, precision_of, words_about_precision
@@ -72,6 +72,7 @@ from xnli_gpt.fine_tuning.scores import (
     write_results,
 )
 from xnli_gpt.fine_tuning.setup import find_save, fit_to_machine, make_optimizer, make_trainer
+from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.training.config_file import RunFacts, repeatable_flags, write_config
 from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks
@@ -170,12 +171,12 @@ def set_up(trunk: GPTBatched, machine: TrainingMachineOptions) -> None:
     trunk.row_attention = None if machine.attention == AUTO else machine.attention
 
 
-def build_model(info: dict, num_classes: int, seed: int) -> GPTClassification:
+def build_model(info: dict, num_classes: int, seed: int, head: str = "mlp") -> GPTClassification:
     """Return a classifier whose head is drawn from the seed, its trunk still without weights."""
     with torch.device("meta"):
         trunk = GPTBatched(config_of(info))
     torch.manual_seed(seed)
-    return GPTClassification(trunk, num_classes)
+    return GPTClassification(trunk, num_classes, head)
 
 
 def model_of_checkpoint(run: Run, saved: dict | None) -> GPTClassification:
@@ -186,8 +187,8 @@ def model_of_checkpoint(run: Run, saved: dict | None) -> GPTClassification:
     if saved is not None:
         model = GPTClassification.from_saved(config, saved["model"])
     else:
-        trunk = GPTBatched(GPTConfig.from_dict(config))
-        model = GPTClassification(trunk, len(run.data.classes))
+        gpt_config = GPTConfig.from_dict(config)
+        model = GPTClassification(GPTBatched(gpt_config), len(run.data.classes), gpt_config.head)
     ranks.broadcast_model(model)
     set_up(model.pretrained_model, run.config.machine)
     return model.to(run.inputs.device)
@@ -228,7 +229,7 @@ def describe(run: Run, resumption: Resumption) -> dict[str, object]:
 def train(run: Run, resumption: Resumption) -> tuple[TrainState, dict | None]:
     """Train; return where training ended, and what the self-check found before it."""
     config, inputs, data = run.config, run.inputs, run.data
-    model = build_model(inputs.info, len(data.classes), config.recipe.seed)
+    model = build_model(inputs.info, len(data.classes), config.recipe.seed, config.recipe.head)
     trunk = inputs.take_trunk() or random_trunk(inputs.info, config.recipe.seed)
     put_trunk(model, trunk, config, inputs.device)
     optimizer, scaler = make_optimizer(model, config, inputs.precision.dtype)

@@ -156,7 +156,7 @@ def model_of_saved(saved: dict, path: Path) -> GPTClassification:
     RunError where the content does not fit together."""
     try:
         model = GPTClassification.from_saved(saved["config"], saved["model"])
-        num_outputs = model.head["output"].out_features
+        num_outputs = model.num_classes
         if num_outputs != len(saved["classes"]):
             raise ValueError(f"{num_outputs} outputs for {len(saved['classes'])} classes")
         return model

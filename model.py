@@ -19,15 +19,14 @@ of modded-nanogpt.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xnli_gpt.devices import keep_compiled_code_apart
 from xnli_gpt.network.config import (
     NUM_VALUE_EMBEDS,
     SCALARS_PER_LAYER,
@@ -38,100 +37,27 @@ from xnli_gpt.network.config import (
     initial_scalars,
     next_multiple,
 )
-from xnli_gpt.network.grouped_attention import leave_groups_uncompiled
+from xnli_gpt.network.heads import HEADS
+from xnli_gpt.network.layers import (
+    LOGIT_CAPS,
+    CastedLinear,
+    Rotary,
+    RotaryTables,
+    TokenEmbedding,
+    init_as_the_scripts_do,
+    linear,
+    rms_norm,
+    rotate,
+)
 from xnli_gpt.network.masks import attention_rule, dense_mask
 from xnli_gpt.network.packed_row import PackedRow, pack_padded
 from xnli_gpt.network.row_attention import (
     DEFAULT_ROW_ATTENTION,
     ROW_ATTENTION,
-    allow_recompiling,
     flex_for,
 )
 
-RMS_EPS = 2.0**-23
-
 AttentionFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-RotaryTables = tuple[Tensor, Tensor]
-
-
-def _sigmoid_cap(logits: Tensor, model_dim: int) -> Tensor:
-    return 30 * torch.sigmoid(logits / (7.5 * math.sqrt(model_dim)))
-
-
-def _algebraic_cap(logits: Tensor, model_dim: int) -> Tensor:
-    return 15 * logits * torch.rsqrt(logits.square() + 225)
-
-
-LOGIT_CAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "sigmoid": _sigmoid_cap,
-    "algebraic": _algebraic_cap,
-}
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """x / sqrt(mean(x²) + 2^-23) over the last dimension, without gain."""
-    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
-
-
-class Rotary(nn.Module):
-    """Rotary position embedding with half of its frequencies zero, computed in float32."""
-
-    def __init__(self, head_dim: int, max_seq_len: int):
-        super().__init__()
-        # An explicit device keeps the tables real when the model is built on the meta device.
-        frequencies = (1 / 1024) ** torch.linspace(
-            0, 1, steps=head_dim // 4, dtype=torch.float32, device="cpu"
-        )
-        frequencies = torch.cat([frequencies, frequencies.new_zeros(head_dim // 4)])
-        positions = torch.arange(max_seq_len, dtype=torch.float32, device="cpu")
-        theta = torch.outer(positions, frequencies)  # [max_seq_len, head_dim / 2]
-        self.register_buffer("cos", theta.cos(), persistent=False)
-        self.register_buffer("sin", theta.sin(), persistent=False)
-
-    def forward(self, positions: Tensor) -> RotaryTables:
-        """positions [T], counted from the beginning of a row -> cos, sin [T, 1, d/2], float32."""
-        return self.cos[positions, None], self.sin[positions, None]
-
-
-def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
-    """x [B, T, H, d] -> the same shape and dtype, rotated by position."""
-    cos, sin = tables  # [T, 1, d/2] each
-    x1, x2 = x.float().chunk(2, dim=-1)  # [B, T, H, d/2] each
-    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
-
-
-def _init_as_the_scripts_do(weight: Tensor) -> None:
-    """Uniform of standard deviation 0.5 / sqrt(inputs); projections back are zero on top of it."""
-    bound = math.sqrt(3) * 0.5 * weight.size(-1) ** -0.5
-    nn.init.uniform_(weight, -bound, bound)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in] · weightᵀ [in, out], in the dtype of x."""
-    return F.linear(x, weight.type_as(x))
-
-
-class TokenEmbedding(nn.Embedding):
-    """torch's, which on the meta device draws no values: its normal distribution there would
-    import torch's compiler, for a second."""
-
-    def reset_parameters(self) -> None:
-        """Fill the weight with random values where it has values."""
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
-class CastedLinear(nn.Linear):
-    """A linear layer without bias that computes in its input's dtype."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-
-    def reset_parameters(self) -> None:
-        _init_as_the_scripts_do(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
 
 
 class TrainingScriptAttention(nn.Module):
@@ -146,7 +72,7 @@ class TrainingScriptAttention(nn.Module):
         self.norm_values = config.norm_values
         self.qkv_w = nn.Parameter(torch.empty(3, inner_dim, config.model_dim))
         self.c_proj = CastedLinear(inner_dim, config.model_dim)
-        _init_as_the_scripts_do(self.qkv_w)
+        init_as_the_scripts_do(self.qkv_w)
         nn.init.zeros_(self.c_proj.weight)
 
     def forward(
@@ -563,27 +489,33 @@ class GPTBatched(GPTTrunk):
 
 
 class GPTClassification(nn.Module):
-    """A trunk and the group's head: Linear(D, D/2), ReLU, dropout, Linear(D/2, classes)."""
+    """A trunk and a classification head (a name in `HEADS`) on its last token."""
 
-    def __init__(self, trunk: GPTBatched, num_classes: int):
+    def __init__(self, trunk: GPTBatched, num_classes: int, head: str = "mlp"):
         super().__init__()
-        model_dim = trunk.config.model_dim
         self.pretrained_model = trunk
-        self.head = nn.ModuleDict(
-            {
-                "hidden": nn.Linear(model_dim, model_dim // 2),
-                "output": nn.Linear(model_dim // 2, num_classes),
-            }
-        )
+        self.head_name = head
+        self.head = HEADS[head](trunk.config.model_dim, num_classes)
+
+    @property
+    def config(self) -> GPTConfig:
+        """Return the trunk's configuration with the name of the head."""
+        return replace(self.pretrained_model.config, head=self.head_name)
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes."""
+        return self.head.output.out_features
 
     @property
     def dropout_width(self) -> int:
-        """Values of one example's dropout mask."""
-        return self.head["output"].in_features
+        """Return the number of values of one example's dropout mask."""
+        return self.head.output.in_features
 
     @classmethod
     def from_saved(cls, config: dict, state: dict[str, Tensor]) -> GPTClassification:
-        """The model of a saved config (`GPTConfig.to_dict`) and state dict, in evaluation mode.
+        """Return the model of a saved config (`GPTConfig.to_dict`) and state dict, in evaluation
+        mode.
 
         Raises ValueError or RuntimeError where the two do not fit each other.
         """
@@ -593,8 +525,9 @@ class GPTClassification(nn.Module):
             for name, tensor in state.items()
             if name.startswith(prefix)
         }
-        trunk = GPTBatched.from_state_dict(GPTConfig.from_dict(config), trunk_state)
-        model = cls(trunk, num_classes=len(state["head.output.weight"]))
+        gpt_config = GPTConfig.from_dict(config)
+        trunk = GPTBatched.from_state_dict(gpt_config, trunk_state)
+        model = cls(trunk, len(state["head.output.weight"]), gpt_config.head)
         model.load_state_dict(state, strict=True)
         return model.eval()
 
@@ -604,37 +537,17 @@ class GPTClassification(nn.Module):
         lengths: Tensor | None = None,
         dropout_mask: Tensor | None = None,
     ) -> Tensor:
-        """Class logits from the last real token of every example.
+        """Return class logits [B, classes], float32, from the last real token of every example.
 
         `inputs` is a packed row, or ids [B, T] padded on the right with any id beside `lengths`
-        [B] in tokens; then only the real tokens are packed. `dropout_mask` [B, D/2] holds 0 or
-        1/(1-p): given from outside, so that an example's mask does not depend on how its batch
-        was cut. -> [B, classes], float32.
+        [B] in tokens; then only the real tokens are packed. `dropout_mask` [B, dropout_width]
+        holds 0 or 1/(1-p): given from outside, so that an example's mask does not depend on how
+        its batch was cut.
         """
         if isinstance(inputs, Tensor):
             inputs = pack_padded(inputs, lengths)
         pooled = self.pretrained_model.pooled_features(inputs)  # [B, D]
-        hidden = F.relu(self.head["hidden"](pooled))  # [B, D/2]
-        if dropout_mask is not None:
-            hidden = hidden * dropout_mask
-        return self.head["output"](hidden).float()  # [B, classes]
-
-
-def compile_trunk(trunk: GPTTrunk) -> None:
-    """Let torch.compile fuse what stands between the matrix products; nothing else changes.
-
-    On a CPU every block is compiled around its attention, whose batches vary; elsewhere the walk
-    through the blocks as a whole. Lengths are symbols, so that no length compiles anything anew.
-    """
-    allow_recompiling()
-    leave_groups_uncompiled()
-    if trunk.scalars.device.type != "cpu":
-        trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
-        return
-    keep_compiled_code_apart()
-    for block in trunk.blocks:
-        block.before_attention = torch.compile(block.before_attention, dynamic=True)
-        block.after_attention = torch.compile(block.after_attention, dynamic=True)
+        return self.head(pooled, dropout_mask).float()  # [B, classes]
 
 
 def _drop_scalar_padding(

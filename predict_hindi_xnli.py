@@ -103,11 +103,14 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from export import export_checkpoint
-from inference import Prediction, XNLIClassifier
+import model
+from inference import Prediction, XNLIClassifier, model_of_saved
+from xnli_gpt.checkpoints.fine_tuned import fine_tuned_file, read_fine_tuned
 from xnli_gpt.data.text_files import SEPARATORS
+from xnli_gpt.data.tokenizer import encoding_of_saved
 from xnli_gpt.devices import device_of, emulation_warning
 from xnli_gpt.errors import DataError
+from xnli_gpt.export.folder import FineTuned, require_new, write_folder
 from xnli_gpt.files import save_atomically
 
 
@@ -514,10 +517,25 @@ def standard_output() -> Iterator[TextIO]:
             raise
 
 
+def export_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """Write a folder that transformers loads, for a fine-tuned checkpoint or that of a run.
+
+    Raises ExportError for a folder that holds something already or can't be made, and RunError
+    for a file that is damaged or no fine-tuned checkpoint.
+    """
+    require_new(folder)
+    path = fine_tuned_file(checkpoint)
+    saved = read_fine_tuned(path)
+    # Weights that fit no model must not leave as if they did.
+    model_of_saved(saved, path)
+    fine_tuned = FineTuned(path, saved, encoding_of_saved(saved, path))
+    write_folder(folder, fine_tuned, Path(model.__file__))
+
+
 def run(config: Predicting) -> None:
     """What a checked command line asks for."""
     if config.model.export is not None:
-        export_checkpoint(Path(config.model.checkpoint), Path(config.model.export))
+        export_checkpoint(config.model.checkpoint, config.model.export)
         print(f"exported: {config.model.export} (model, tokenizer, code and model card)")
         return
     classifier = XNLIClassifier.load(

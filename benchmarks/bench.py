@@ -33,10 +33,10 @@ from model import (
     GPTClassification,
     GPTConfig,
     PackedRow,
-    compile_trunk,
 )
 from xnli_gpt.data.encoded import EncodedSplit, pack
 from xnli_gpt.data.packing import packed_rows
+from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.processors import set_up_libraries
 from xnli_gpt.training.batches import StepBatches, StepCutter

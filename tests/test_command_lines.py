@@ -25,6 +25,7 @@ from xnli_gpt.errors import DataError
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.flags import parse_flags
+from xnli_gpt.network.heads import HEADS
 from xnli_gpt.network.row_attention import ROW_ATTENTION
 from xnli_gpt.training.losses import LOSSES
 
@@ -148,6 +149,7 @@ def test_what_can_be_chosen_is_what_is_there():
     assert set(main_metrics()) <= metrics.keys()
     assert tuple(BUILTIN) == names.BUILTIN_NAMES
     assert tuple(LOSSES) == choices.LOSSES
+    assert tuple(HEADS) == choices.HEADS
 
 
 # The nearest right word

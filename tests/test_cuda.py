@@ -20,8 +20,9 @@ from scripted import ScriptedValidation
 
 import finetune_hindi_xnli
 from load_checkpoint_helper import load_pretrained_checkpoint
-from model import GPTBatched, GPTClassification, GPTFlexAttention, PackedRow, compile_trunk
+from model import GPTBatched, GPTClassification, GPTFlexAttention, PackedRow
 from xnli_gpt.errors import TrainingError
+from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.training import trainer as trainer_room
 from xnli_gpt.training.batches import StepCutter
 from xnli_gpt.training.memory import find_max_tokens
@@ -163,7 +164,7 @@ def logits_alone(model, examples):
     """Every example by itself, without packing, by torch's own attention."""
     trunk, head = model.pretrained_model, model.head
     last = torch.stack([trunk.forward_features(ids.to(DEVICE))[-1] for ids in examples])
-    return head["output"](head["hidden"](last).relu()).float()
+    return head.output(head.hidden(last).relu()).float()
 
 
 def with_gradients(model, logits):

@@ -8,12 +8,12 @@ import pytest
 from shell import ROOT
 
 import xnli_gpt
-from export import ExportError
 from load_checkpoint_helper import CheckpointError
 from xnli_gpt.commands import Command
 from xnli_gpt.errors import (
     DataError,
     EvaluationError,
+    ExportError,
     PredictionsError,
     RunError,
     TrainingError,

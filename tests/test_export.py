@@ -1,6 +1,7 @@
 """An exported folder in the real transformers library gives the numbers of this project."""
 
 import ast
+import dataclasses
 import json
 import stat
 import sys
@@ -12,18 +13,22 @@ import small_run
 import torch
 import transformers
 from safetensors.torch import load_file
+from shell import ROOT
 from small_run import LABELS
 from tokenizers import Tokenizer, normalizers
 
-import export
 import finetune_hindi_xnli as finetune
 import predict_hindi_xnli as predict
-from export import export_checkpoint, model_card
 from inference import XNLIClassifier
+from predict_hindi_xnli import export_checkpoint
 from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
 from xnli_gpt.data.pairs import encode_pairs
 from xnli_gpt.data.tokenizer import encoding_of_saved, pair_encoding
 from xnli_gpt.errors import DataError
+from xnli_gpt.export import folder as folder_room
+from xnli_gpt.export.card import model_card
+from xnli_gpt.export.folder import pair_tokenizer
+from xnli_gpt.export.network_files import ROOMS
 
 FAMILIES = ("small", "medium")
 PAIRS = [
@@ -76,6 +81,9 @@ def modules_in_a_folder_of_the_test(tmp_path, monkeypatch):
     """Where transformers copies the code that travels with a model."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # Python keeps a package, and with it the folder of an earlier test.
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def load_model(folder: Path, **options: object) -> torch.nn.Module:
@@ -165,7 +173,7 @@ def test_a_normaliser_of_the_tokenizer_stays(folder, fine_tuned):
     encoding = pair_encoding(tokenizer.to_str(), "documents", 64)
     pair = ("\n\N{LATIN SMALL LIGATURE FI}\n", "आम")
     (row,) = encode_pairs([pair], encoding)
-    assert export.pair_tokenizer(encoding).encode(*pair).ids == row.tolist()
+    assert pair_tokenizer(encoding).encode(*pair).ids == row.tolist()
     (spelled,) = encode_pairs([("fi", "आम")], encoding)
     assert row.tolist() == spelled.tolist()
 
@@ -203,7 +211,8 @@ def test_windows_bind_as_in_training(fine_tuned, tmp_path, family):
     expected = our_logits(checkpoint, pairs)
     with torch.no_grad():
         assert farthest(model(**batch).logits, expected) < 1e-5
-        model.config.windows = (14, 7)
+        trunk = model.pretrained_model
+        trunk.config = dataclasses.replace(trunk.config, windows=(14, 7))
         assert farthest(model(**batch).logits[0], expected[0]) > 1e-4, "the windows must bind"
 
 
@@ -258,6 +267,8 @@ def test_the_folder_holds_what_was_promised(fine_tuned, exported):
         "modeling_xnli_gpt.py",
         "tokenizer.json",
         "tokenizer_config.json",
+        "model.py",
+        *(f"{room}.py" for room in ROOMS),
     }
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() == saved["model"].keys()
@@ -271,20 +282,28 @@ def test_the_folder_holds_what_was_promised(fine_tuned, exported):
     assert len(modes) == 1, "one file is readable to others and another is not"
 
 
-def test_the_exported_module_needs_nothing_of_this_project():
-    tree = ast.parse(export.MODULE.read_text(encoding="utf-8"))
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else []
-        )
-    }
-    assert imported == {"__future__", "torch", "transformers"}
+def test_the_exported_code_needs_nothing_of_this_project(exported):
+    modules = list(exported["small"].glob("*.py"))
+    nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    imports = [node for node in nodes if isinstance(node, ast.Import)]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    imported = {alias.name.split(".")[0] for node in imports for alias in node.names}
+    imported |= {node.module.split(".")[0] for node in froms if node.level == 0}
+    assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    # What is relative is there.
+    beside = {node.module for node in froms if node.level}
+    assert beside and beside <= {path.stem for path in modules}
+
+
+def test_the_exported_network_is_that_of_the_project(exported):
+    """The same text but for where its imports look."""
+    for name in ("model", *ROOMS):
+        own = ROOT / ("model.py" if name == "model" else f"xnli_gpt/network/{name}.py")
+        lines = own.read_text(encoding="utf-8").splitlines()
+        copied = (exported["small"] / f"{name}.py").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == len(copied)
+        for line, copy in zip(lines, copied, strict=True):
+            assert line == copy or line.replace("from xnli_gpt.network.", "from .") == copy
 
 
 def test_the_card_tells_the_facts_of_the_checkpoint(fine_tuned, exported):
@@ -311,7 +330,7 @@ def test_the_card_has_test_metrics_only_of_this_model(fine_tuned, tmp_path):
     of_run = (fine_tuned["small"].parent / "results.json").read_text(encoding="utf-8")
     test = json.loads(of_run)["test"]
     row = f"| accuracy | {saved['metrics']['accuracy']:.4f} | {test['accuracy']:.4f} |"
-    assert row in model_card(saved, fine_tuned["small"], encoding)
+    assert row in model_card(fine_tuned["small"], saved, encoding)
     others = [
         json.dumps(json.loads(of_run) | {"best_step": saved["step"] + 1}),
         json.dumps({"test": test}),
@@ -319,7 +338,7 @@ def test_the_card_has_test_metrics_only_of_this_model(fine_tuned, tmp_path):
     ]
     for text in others:
         (tmp_path / "results.json").write_text(text, encoding="utf-8")
-        card = model_card(saved, tmp_path / "pairs-ckpt.pt", encoding)
+        card = model_card(tmp_path / "pairs-ckpt.pt", saved, encoding)
         assert f"| accuracy | {saved['metrics']['accuracy']:.4f} |\n" in card
 
 
@@ -329,7 +348,7 @@ def test_the_card_calls_a_model_of_one_answer_that(fine_tuned, tmp_path):
     said = "**This model answers one class alone:** neutral to every pair of validation."
     for confusion, called in [([[0, 5, 0]] * 3, True), ([[0, 5, 0], [1, 4, 0], [0, 5, 0]], False)]:
         saved["metrics"]["confusion"] = confusion
-        assert (said in model_card(saved, tmp_path / "pairs-ckpt.pt", encoding)) == called
+        assert (said in model_card(tmp_path / "pairs-ckpt.pt", saved, encoding)) == called
 
 
 def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
@@ -339,13 +358,13 @@ def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
     saved["metrics"] = of_set | {"sets": {"hindi_xnli": of_set, "xnli_ur": other}}
     saved["datasets"] = ["hindi_xnli", "xnli_ur"]
     encoding = encoding_of_saved(saved, Path("x"))
-    card = model_card(saved, Path("out/hindi_xnli+xnli_ur-ckpt.pt"), encoding)
+    card = model_card(Path("out/hindi_xnli+xnli_ur-ckpt.pt"), saved, encoding)
     assert "language:\n- hi\n- ur\n" in card
     assert "| xnli_ur | 0.1250 (0.1000 to 0.2000) |" in card
     assert "means over the sets" in card
     assert "CC BY-NC 4.0" in card
     saved["datasets"] = ["named|otherwise"]
-    assert r"| fine-tuned on | named\|otherwise |" in model_card(saved, Path("x-ckpt.pt"), encoding)
+    assert r"| fine-tuned on | named\|otherwise |" in model_card(Path("x-ckpt.pt"), saved, encoding)
 
 
 def test_the_card_does_without_metrics(fine_tuned):
@@ -353,7 +372,7 @@ def test_the_card_does_without_metrics(fine_tuned):
     for key in ("metrics", "pretrained", "step"):
         del saved[key]
     encoding = encoding_of_saved(saved, Path("x"))
-    card = model_card(saved, Path("x-ckpt.pt"), encoding)
+    card = model_card(Path("x-ckpt.pt"), saved, encoding)
     assert "The checkpoint holds no metrics." in card
     assert "| pretrained checkpoint | unknown |" in card
 
@@ -383,7 +402,7 @@ def test_an_empty_folder_will_do_and_a_failure_leaves_it_empty(fine_tuned, tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "tokenizer_config", fail)
+        patch.setattr(folder_room, "tokenizer_config", fail)
         with pytest.raises(OSError):
             export_checkpoint(fine_tuned["small"], target)
     assert list(tmp_path.iterdir()) == [target] and not list(target.iterdir())

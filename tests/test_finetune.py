@@ -352,7 +352,7 @@ def test_a_frozen_trunk_is_the_files_bit_for_bit(assets, tmp_path, changes):
         assert torch.equal(weights[f"pretrained_model.{name}"], tensor), name
     info, _ = inspect_checkpoint(assets.checkpoint)
     untrained = finetune.build_model(info, 3, seed=0)
-    assert not torch.equal(weights["head.output.weight"], untrained.head["output"].weight)
+    assert not torch.equal(weights["head.output.weight"], untrained.head.output.weight)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -13,10 +13,12 @@ import small_run
 import torch
 import transformers
 
-import export
 import finetune_hindi_xnli as finetune
 import model
 from inference import XNLIClassifier
+from predict_hindi_xnli import export_checkpoint
+from xnli_gpt.export import card
+from xnli_gpt.export import folder as folder_room
 from xnli_gpt.network.config import GPTConfig
 
 FROZEN = Path(__file__).parent / "frozen"
@@ -55,7 +57,7 @@ def one_more_field(monkeypatch):
         grown = dataclasses.make_dataclass(
             "GPTConfig", [field], bases=(GPTConfig,), frozen=True, kw_only=True
         )
-        for module in (model, export):
+        for module in (model, folder_room, card):
             monkeypatch.setattr(module, "GPTConfig", grown)
         return grown
 
@@ -108,7 +110,7 @@ def test_a_field_that_comes_later_leaves_exports_usable(one_more_field, tmp_path
     monkeypatch.setattr(sys, "path", list(sys.path))
     one_more_field(default=1.5)
     folder = tmp_path / "exported"
-    export.export_checkpoint(FROZEN / "run/pairs-ckpt.pt", folder)
+    export_checkpoint(FROZEN / "run/pairs-ckpt.pt", folder)
     assert json.loads((folder / "config.json").read_text())["newer_fact"] == 1.5
     options = {"trust_remote_code": True}
     network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **options)

@@ -10,7 +10,8 @@ from shell import ROOT
 ROOMS = (
     *("errors", "choices", "files", "processors", "provenance", "devices"),
     *("spelling", "options", "flags", "commands", "machine"),
-    *("network", "checkpoints", "data", "training", "evaluation", "report", "fine_tuning"),
+    *("network", "checkpoints", "data", "training", "evaluation", "report"),
+    *("export", "fine_tuning"),
 )
 UPPER_FLOOR = {path.stem for path in ROOT.glob("*.py")}
 FILES = sorted((ROOT / "xnli_gpt").rglob("*.py"))

@@ -400,7 +400,7 @@ def test_the_classifier_pools_the_last_real_token(classifier):
     logits = classifier(batch, lengths)
     for ids, n, found in zip(batch, lengths, logits, strict=True):
         last = classifier.pretrained_model.forward_features(ids[:n])[-1]
-        expected = classifier.head["output"](classifier.head["hidden"](last).relu())
+        expected = classifier.head.output(classifier.head.hidden(last).relu())
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -423,7 +423,7 @@ def test_a_dropout_mask_acts_on_its_own_example(classifier):
     assert torch.equal(classifier(batch, lengths, mask), classifier(batch, lengths))
     mask[0] = 0
     masked = classifier(batch, lengths, mask)
-    assert torch.equal(masked[0], classifier.head["output"].bias)
+    assert torch.equal(masked[0], classifier.head.output.bias)
     assert torch.equal(masked[1], classifier(batch, lengths)[1])
 
 

@@ -113,8 +113,9 @@ def test_installed_code_predicts_scores_and_exports(installed, fine_tuned, tmp_p
     assert label in told
     run(tmp_path, *predict, "--export", "exported")
     written = (tmp_path / "exported/modeling_xnli_gpt.py").read_text(encoding="utf-8")
-    source = ROOT / "exported_model/modeling_xnli_gpt.py"
+    source = ROOT / "xnli_gpt/export/modeling_xnli_gpt.py.txt"
     assert written == source.read_text(encoding="utf-8")
+    assert (tmp_path / "exported/grouped_attention.py").exists()
     evaluate = (*command(installed, "evaluate"), "--checkpoint", checkpoint, "--device", "cpu")
     run(tmp_path, *evaluate, "--dataset", dataset, "--out_dir", "scores")
     assert (tmp_path / "scores/report.html").stat().st_size > 0

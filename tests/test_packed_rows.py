@@ -23,9 +23,9 @@ from model import (
     GPTConfig,
     PackedRow,
     attention_rule,
-    compile_trunk,
     dense_mask,
 )
+from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.network.packed_row import row_multiple
 from xnli_gpt.network.row_attention import FlexRowAttention, VarlenRowAttention
@@ -97,7 +97,7 @@ def packed(examples: list[Tensor], multiple: int = 1) -> PackedRow:
 def one_at_a_time(model: GPTClassification, examples: list[Tensor]) -> Tensor:
     """Logits by `forward_features`, which knows neither packing nor pooling."""
     last = [model.pretrained_model.forward_features(ids)[-1] for ids in examples]
-    return model.head["output"](model.head["hidden"](torch.stack(last)).relu())
+    return model.head.output(model.head.hidden(torch.stack(last)).relu())
 
 
 def gradients(model: GPTClassification, logits: Tensor) -> dict[str, Tensor]:

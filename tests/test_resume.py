@@ -23,9 +23,10 @@ from limits import HANG_S
 
 import finetune_hindi_xnli as finetune
 from load_checkpoint_helper import load_pretrained_checkpoint
-from model import GPTClassification, PackedRow, compile_trunk
+from model import GPTClassification, PackedRow
 from xnli_gpt.errors import RunError
 from xnli_gpt.evaluation import logits
+from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.training import saves as saves_room
 from xnli_gpt.training.batches import StepCutter
 from xnli_gpt.training.memory import compile_ahead

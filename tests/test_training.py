@@ -715,7 +715,7 @@ def test_weights_do_not_depend_on_max_tokens_per_batch(model, loss, learning_rat
         after.append(trained.state_dict())
     for name, tensor in after[0].items():
         torch.testing.assert_close(after[1][name], tensor, rtol=0, atol=1e-6)
-    assert not torch.equal(after[0]["head.output.weight"], model.head["output"].weight)
+    assert not torch.equal(after[0]["head.output.weight"], model.head.output.weight)
 
 
 def real_tokens(row: PackedRow) -> int:

@@ -15,6 +15,7 @@ TEMPLATES = {
 
 RESAMPLES = 10_000
 
+HEADS = ("mlp",)
 LOSSES = ("cross_entropy",)
 SCHEDULES = ("linear", "cosine", "constant")
 EMBEDDING_UPDATES = ("exact", "lazy")

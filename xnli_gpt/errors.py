@@ -61,3 +61,7 @@ class DataError(XNLIError, ValueError):
 
 class CheckpointError(XNLIError, ValueError):
     """A checkpoint can't be used; the message says the file, what was found and what to do."""
+
+
+class ExportError(XNLIError, ValueError):
+    """A checkpoint can't be exported; the message says why and what to do."""

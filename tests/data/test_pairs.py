@@ -76,7 +76,7 @@ def test_only_the_premise_is_cut(tmp_path, tokenizer, tokenizer_path, template):
 def test_a_hypothesis_that_fills_the_block_is_an_error(tmp_path, tokenizer, tokenizer_path):
     block_size = len(ids_of(tokenizer, SENTENCES[1])) + 3
     encoding = load_pair_encoding(str(tokenizer_path), block_size=block_size)
-    with pytest.raises(DataError, match=f"train row 1:.*--block_size {block_size}"):
+    with pytest.raises(DataError, match=f"train row 1:.*`block_size` {block_size}"):
         encode_rows(rows_of(), encoding, tmp_path)
 
 

@@ -19,7 +19,6 @@ from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.library import quiet_datasets, said_as_data_error
 from xnli_gpt.data.messages import MAX_LISTED, listed, reason_of, shown
 from xnli_gpt.data.names import (
-    BUILTIN_NAMES,
     KNOWN_NAMES,
     XNLI_LANGUAGES,
     is_in_data_dir,
@@ -42,7 +41,6 @@ HUB_XNLI = "facebook/xnli"
 BUILTIN: dict[str, Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]] = {
     "demo": demo_grammar.nli_splits,
 }
-assert tuple(BUILTIN) == BUILTIN_NAMES
 
 
 @dataclass(frozen=True)

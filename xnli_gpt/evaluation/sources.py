@@ -16,6 +16,7 @@ from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.errors import PredictionsError, RunError, UsageError
 from xnli_gpt.evaluation.predictions import PredictedRows, logits_in_order, read_predictions
 from xnli_gpt.evaluation.rows import Rows
+from xnli_gpt.network.config import GPTConfig
 
 PREDICTIONS_FILE = "predictions.jsonl"
 # What seeds of one recipe have in common, by the names of a checkpoint's facts.
@@ -58,7 +59,8 @@ class SourceReader:
             "pretrained": saved["pretrained"],
             "pretrained_step": saved["pretrained"]["step"],
             "format": saved["config"]["family"],
-            "config": saved["config"],
+            # With what configurations of older versions leave to defaults.
+            "config": GPTConfig.from_dict(saved["config"]).to_dict(),
             "classes": list(saved["classes"]),
             "template": saved["template"],
             "block_size": saved["block_size"],

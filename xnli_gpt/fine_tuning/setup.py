@@ -223,7 +223,7 @@ def _in_checkpoints(run: Run, model: nn.Module) -> dict[str, object]:
     encoding, info = run.inputs.encoding, run.inputs.info
     return {
         "kind": FINE_TUNED_KIND,
-        "config": model.pretrained_model.config.to_dict(),
+        "config": model.config.to_dict(),
         "classes": list(run.data.classes),
         "tokenizer": encoding.tokenizer.to_str(),
         "template": encoding.template,

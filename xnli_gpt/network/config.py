@@ -85,6 +85,7 @@ class GPTConfig:
     long_window_layers: tuple[int, ...]
     windows: tuple[int, int]
     logit_cap: str
+    head: str = "mlp"  # of the classifier, a name in `HEADS`
 
     @classmethod
     def of_family(

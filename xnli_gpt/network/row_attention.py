@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xnli_gpt import choices
 from xnli_gpt.network.config import SOFTMAX_SCALE, WINDOW_BLOCK, GPTConfig
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.network.masks import attention_rule, document_mask, pooled_mask, window_of
@@ -81,7 +80,6 @@ ROW_ATTENTION = {
     "flex": FlexRowAttention,
     "varlen": VarlenRowAttention,
 }
-assert tuple(ROW_ATTENTION) == choices.ROW_ATTENTION, "as the flag has them"
 DEFAULT_ROW_ATTENTION = {"cpu": "groups", "cuda": "flex"}
 
 

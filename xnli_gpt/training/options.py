@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from xnli_gpt.choices import AUTO, EMBEDDING_UPDATES, LOSSES, ROW_ATTENTION, SCHEDULES
+from xnli_gpt.choices import AUTO, EMBEDDING_UPDATES, HEADS, LOSSES, ROW_ATTENTION, SCHEDULES
 from xnli_gpt.machine import DeviceOptions
 from xnli_gpt.options import option
 
@@ -25,6 +25,7 @@ class RecipeOptions:
     lr_schedule: str = option("linear", "decay to a tenth of the rate", choices=SCHEDULES)
     grad_clip: float = option(1.0, "largest gradient norm; 0 clips nothing", low=0)
     dropout: float = option(0.1, "in the head", low=0, high=0.99)
+    head: str = option("mlp", "of the classifier, on the last token", choices=HEADS)
     loss: str = option("cross_entropy", "that is minimised", choices=LOSSES)
     class_weights: str = option("none", "of the loss", choices=("none", "balanced"))
     label_smoothing: float = option(0.0, "of the loss", low=0, high=0.99)

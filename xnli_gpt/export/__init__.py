@@ -1,0 +1,1 @@
+"""A fine-tuned model as a folder that the transformers library loads."""

@@ -1,0 +1,107 @@
+"""The small parts of the network: norm, rotary positions, linear layers, caps of logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RMS_EPS = 2.0**-23
+
+RotaryTables = tuple[Tensor, Tensor]  # cos, sin
+
+
+def _sigmoid_cap(logits: Tensor, model_dim: int) -> Tensor:
+    return 30 * torch.sigmoid(logits / (7.5 * math.sqrt(model_dim)))
+
+
+def _algebraic_cap(logits: Tensor, model_dim: int) -> Tensor:
+    return 15 * logits * torch.rsqrt(logits.square() + 225)
+
+
+LOGIT_CAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "sigmoid": _sigmoid_cap,
+    "algebraic": _algebraic_cap,
+}
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Return x / sqrt(mean(x²) + 2^-23) over the last dimension, without gain."""
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding with half of its frequencies zero, computed in float32."""
+
+    def __init__(self, head_dim: int, max_seq_len: int):
+        super().__init__()
+        self.head_dim, self.max_seq_len = head_dim, max_seq_len
+        cos, sin = self._tables()
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Fill the tables anew, where a library has put memory without values in their place."""
+        for table, values in zip((self.cos, self.sin), self._tables(), strict=True):
+            table.copy_(values)
+
+    def _tables(self) -> RotaryTables:
+        """Return cos and sin [max_seq_len, d/2], on the CPU: the same on every machine."""
+        # An explicit device keeps the tables real when the model is built on the meta device.
+        frequencies = (1 / 1024) ** torch.linspace(
+            0, 1, steps=self.head_dim // 4, dtype=torch.float32, device="cpu"
+        )
+        frequencies = torch.cat([frequencies, frequencies.new_zeros(self.head_dim // 4)])
+        positions = torch.arange(self.max_seq_len, dtype=torch.float32, device="cpu")
+        theta = torch.outer(positions, frequencies)  # [max_seq_len, d/2]
+        return theta.cos(), theta.sin()
+
+    def forward(self, positions: Tensor) -> RotaryTables:
+        """Return cos, sin [T, 1, d/2], float32, of positions [T] counted from a row's beginning."""
+        return self.cos[positions, None], self.sin[positions, None]
+
+
+def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
+    """Return x [B, T, H, d] rotated by position, in its shape and dtype."""
+    cos, sin = tables  # [T, 1, d/2] each
+    x1, x2 = x.float().chunk(2, dim=-1)  # [B, T, H, d/2] each
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
+
+
+def init_as_the_scripts_do(weight: Tensor) -> None:
+    """Fill uniformly with a standard deviation of 0.5 / sqrt(inputs), as the scripts do."""
+    bound = math.sqrt(3) * 0.5 * weight.size(-1) ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x [..., in] · weightᵀ [in, out], in the dtype of x."""
+    return F.linear(x, weight.type_as(x))
+
+
+class TokenEmbedding(nn.Embedding):
+    """torch's, which on the meta device draws no values: its normal distribution there would
+    import torch's compiler, for a second."""
+
+    def reset_parameters(self) -> None:
+        """Fill the weight with random values where it has values."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class CastedLinear(nn.Linear):
+    """A linear layer without bias that computes in its input's dtype."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weight as the scripts do."""
+        init_as_the_scripts_do(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., in] -> [..., out]."""
+        return linear(x, self.weight)
