@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import small_run
+import yaml
 from limits import HANG_S
 from shell import ROOT
 
@@ -76,3 +78,138 @@ def test_a_new_metric_is_in_report_card_sweep_and_comparison(toy_metric):
     assert "| toy |" in (folder / "sweep.md").read_text(encoding="utf-8")
     compared = read_json(folder / "scored/results.json")["comparison"]["datasets"]["pairs"]
     assert set(compared["toy"]) >= {"first", "second", "difference", "interval", "p"}
+
+
+# Changes that a person makes in the source: each edits a copy of it, and the files are counted.
+
+
+def source_with(tmp_path: Path, edits: dict[str, tuple[str, str]]) -> Path:
+    """A copy of the source in which each named file has its first text replaced by the second."""
+    copy = tmp_path / "source"
+    copy.mkdir()
+    shutil.copytree(ROOT / "xnli_gpt", copy / "xnli_gpt")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, copy)
+    for name, (old, new) in edits.items():
+        text = (copy / name).read_text(encoding="utf-8")
+        assert text.count(old) == 1, (name, old)
+        (copy / name).write_text(text.replace(old, new), encoding="utf-8")
+    return copy
+
+
+def run_in(source: Path, script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, source / script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+
+
+def fine_tuned_in(source: Path, assets, out_dir: Path, *changes: object) -> dict:
+    """The recipe that a run of two steps left."""
+    words = small_run.command(assets, out_dir, "--max_steps", 2, *changes)
+    done = run_in(source, "finetune_hindi_xnli.py", *words)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load((out_dir / "config.yaml").read_text(encoding="utf-8"))
+
+
+def train_losses(out_dir: Path) -> list[float]:
+    lines = (out_dir / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+TOY_LOSS = {
+    "xnli_gpt/choices.py": ('("cross_entropy",)', '("cross_entropy", "toy")'),
+    "xnli_gpt/training/losses.py": (
+        '"cross_entropy": cross_entropy,\n',
+        '"cross_entropy": cross_entropy,\n    "toy": lambda *parts: 2 * cross_entropy(*parts),\n',
+    ),
+}
+TOY_FLAG = {
+    "xnli_gpt/training/options.py": (
+        '    seed: int = option(0, "of head',
+        '    toy_scale: float = option(1.0, "of the rate")\n    seed: int = option(0, "of head',
+    ),
+    "xnli_gpt/training/trainer.py": (
+        "return recipe.learning_rate * learning",
+        "return recipe.toy_scale * recipe.learning_rate * learning",
+    ),
+}
+TOY_HEAD = {
+    "xnli_gpt/choices.py": ('HEADS = ("mlp",)', 'HEADS = ("mlp", "toy")'),
+    "xnli_gpt/network/heads.py": (
+        'HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead}\n',
+        """class ToyHead(nn.Module):
+    def __init__(self, model_dim, num_classes):
+        super().__init__()
+        self.output = nn.Linear(model_dim, num_classes)
+
+    def forward(self, pooled, dropout_mask=None):
+        return self.output(pooled if dropout_mask is None else pooled * dropout_mask)
+
+
+HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "toy": ToyHead}
+""",
+    ),
+}
+
+
+def test_a_loss_is_two_files(tmp_path):
+    assert len(TOY_LOSS) == 2
+    source, assets = source_with(tmp_path, TOY_LOSS), small_run.make_assets(tmp_path)
+    fine_tuned_in(source, assets, tmp_path / "plain")
+    recipe = fine_tuned_in(source, assets, tmp_path / "toy", "--loss", "toy")
+    assert recipe["loss"] == recipe["found"]["decisive"]["--loss"] == "toy"
+    first, toy = (train_losses(tmp_path / name)[0] for name in ("plain", "toy"))
+    assert toy == pytest.approx(2 * first, rel=1e-6)
+    words = small_run.command(assets, tmp_path / "toy", "--max_steps", 2)
+    refused = run_in(source, "finetune_hindi_xnli.py", *words)
+    assert refused.returncode == 2
+    assert "--loss toy there, cross_entropy now" in refused.stderr
+
+
+def test_a_flag_of_the_recipe_is_two_files(tmp_path):
+    assert len(TOY_FLAG) == 2
+    source, assets = source_with(tmp_path, TOY_FLAG), small_run.make_assets(tmp_path)
+    recipe = fine_tuned_in(source, assets, tmp_path / "run", "--toy_scale", 0.5, "--report")
+    assert recipe["toy_scale"] == recipe["found"]["decisive"]["--toy_scale"] == 0.5
+    assert "| toy_scale | 0.5 |" in (tmp_path / "run/report.md").read_text(encoding="utf-8")
+    steps = (tmp_path / "run/steps.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(steps[0])["learning_rate"] == pytest.approx(0.5e-3)
+    # Its own config.yaml is a recipe that has the flag, too: the run is done already.
+    again = run_in(source, "finetune_hindi_xnli.py", "--config", tmp_path / "run/config.yaml")
+    assert again.returncode == 0 and "finished already" in again.stdout, again.stderr
+
+
+def test_a_head_is_two_files(tmp_path):
+    assert len(TOY_HEAD) == 2
+    source, assets = source_with(tmp_path, TOY_HEAD), small_run.make_assets(tmp_path)
+    fine_tuned_in(source, assets, tmp_path / "run", "--head", "toy")
+    pair = ("--premise", small_run.NAMES[0], "--hypothesis", small_run.NAMES[1])
+    words = ("--checkpoint", tmp_path / "run", "--device", "cpu", "--dtype", "float32")
+    told = run_in(source, "predict_hindi_xnli.py", *words, *pair, "--json")
+    assert told.returncode == 0, told.stderr
+    exported = tmp_path / "exported"
+    done = run_in(source, "predict_hindi_xnli.py", *words, "--export", exported)
+    assert done.returncode == 0, done.stderr
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD_EXPORTED, exported, pair[1], pair[3]],
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    logits = json.loads(loaded.stdout.splitlines()[-1])
+    assert logits == pytest.approx(json.loads(told.stdout)["logits"], abs=1e-5)
+
+
+LOAD_EXPORTED = """
+import json, sys
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, premise, hypothesis = sys.argv[1:]
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+print(json.dumps(model(**tokenizer(premise, hypothesis, return_tensors="pt")).logits[0].tolist()))
+"""
