@@ -27,6 +27,7 @@ from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.devices import DTYPES, device_of, precision_of
 from xnli_gpt.errors import DataError, EvaluationError, UsageError
 from xnli_gpt.evaluation.logits import Inference, logits_of_batches
+from xnli_gpt.messages import shown
 from xnli_gpt.training.order import cut_by_tokens
 
 
@@ -166,10 +167,10 @@ def model_of_saved(saved: dict, path: Path) -> GPTClassification:
 
 def _problem_of_texts(pair: object) -> str | None:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        return f"expected a premise and a hypothesis, found {_shortened(pair)}"
+        return f"expected a premise and a hypothesis, found {shown(pair, 60)}"
     for name, text in zip(("premise", "hypothesis"), pair, strict=True):
         if not isinstance(text, str):
-            return f"the {name} must be text, found {_shortened(text)}"
+            return f"the {name} must be text, found {shown(text, 60)}"
         if not text.strip():
             return f"the {name} is empty"
         try:
@@ -192,8 +193,3 @@ def _problem_of_tokens(pair: tuple[str, str], encoding: PairEncoding) -> str | N
         f"a hypothesis of {len(encoded[1].ids)} tokens leaves no room for the premise in the "
         f"{encoding.block_size} tokens that the model was fine-tuned with; shorten it"
     )
-
-
-def _shortened(value: object) -> str:
-    said = repr(value)
-    return said if len(said) <= 60 else f"{said[:60]}…"

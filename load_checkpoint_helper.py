@@ -5,9 +5,8 @@ shape, and the names it gets in `model.py`, where it may be split, or stacked wi
 file is, is read from all its keys, confirmed by its scalars, and compared with the script's source
 that it carries; where they disagree there is an error and never a guess.
 
-Nothing in a file is executed. The pickle is first read by an unpickler that builds nothing but
-inert records (`xnli_gpt/checkpoints/pickles.py`), and only a file that passes is given to
-`torch.load`.
+Nothing in a file is executed: its pickle is read by an unpickler that looks no name up
+(`xnli_gpt/checkpoints/pickles.py`), and the weights are mapped from the file.
 
     python load_checkpoint_helper.py CKPT [--json] [--n_head N] [--lm_check TOKENS.bin]
 """
@@ -99,21 +98,19 @@ import torch
 from torch import Tensor
 
 from model import GPTBatched
-from xnli_gpt.checkpoints.archive import check_bounds, check_unchanged, load_mapped, read_inert
 from xnli_gpt.checkpoints.fingerprint import check_scalars
 from xnli_gpt.checkpoints.formats import (
     FORMATS,
     OTHER_FAMILIES,
     check_tensors,
-    common_prefix,
     matches,
-    unwrapped,
 )
 from xnli_gpt.checkpoints.lm_check import lm_check, lm_verdict, read_token_shard
 from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
+from xnli_gpt.checkpoints.reading import read_checkpoint_file
 from xnli_gpt.checkpoints.source import head_count
-from xnli_gpt.checkpoints.storages import check_finite, read_weights, weights_id
-from xnli_gpt.checkpoints.wording import listed, shown
+from xnli_gpt.checkpoints.storages import check_finite, read_weights
+from xnli_gpt.messages import listed, shown
 from xnli_gpt.network.config import SCALARS_PER_LAYER, GPTConfig, next_multiple
 
 DEFAULT_MAX_SEQ_LEN = 1024
@@ -157,18 +154,15 @@ def _read_checkpoint(
 ) -> tuple[dict, dict, dict[str, Tensor]]:
     """What `inspect_checkpoint` returns, and the weights as `converted_state` gives them, or none
     where `device` is None."""
-    record = read_inert(path)
-    check_bounds(path, record)
-    checkpoint = load_mapped(path, record)
-    prefix = common_prefix(checkpoint["model"])
-    state = checkpoint["model"] = unwrapped(path, checkpoint["model"])
+    file = read_checkpoint_file(path)
+    checkpoint, state = file.content, file.weights
     fmt = _detect_format(path, state)
     sizes = check_tensors(path, fmt, state)
     heads, heads_from = head_count(path, fmt, sizes, checkpoint.get("code"), num_heads)
     config = _config(path, fmt, sizes, heads, max_seq_len)
-    converted = read_weights(path, record, state, fmt, device)
+    converted, weights_id = read_weights(file, fmt, device)
+    file.mapped.check_unchanged()
     fingerprint = check_scalars(path, fmt, config, state["scalars"])
-    check_unchanged(path, record)
     info = {
         "file": str(path),
         "checkpoint_format": fmt,
@@ -186,13 +180,13 @@ def _read_checkpoint(
         "num_parameters": sum(t.numel() for t in state.values()),
         "num_block_parameters": sum(t.numel() for k, t in state.items() if k.startswith("blocks.")),
         "dtypes": {str(d).removeprefix("torch."): n for d, n in _count_dtypes(state).items()},
-        "key_prefix": prefix,
+        "key_prefix": file.prefix,
         "step": _plain_number(checkpoint.get("step")),
         "val_loss": _plain_number(checkpoint.get("val_loss")),
         "has_code": isinstance(checkpoint.get("code"), str) and checkpoint["code"] != "",
         "file_bytes": path.stat().st_size,
         "model_bytes": sum(t.numel() * t.element_size() for t in state.values()),
-        "weights_id": weights_id(record),
+        "weights_id": weights_id,
         "fingerprint": fingerprint,
     }
     return info, checkpoint, converted

@@ -24,7 +24,7 @@ from torch import Tensor
 import load_checkpoint_helper as loader
 from model import GPTConfig, GPTFlexAttention
 from scripts.make_demo import train_tokenizer
-from xnli_gpt.checkpoints.archive import read_inert
+from xnli_gpt.checkpoints.reading import read_checkpoint_file
 from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.cache import load_encoded
 from xnli_gpt.data.labels import NLI_CLASSES
@@ -137,11 +137,9 @@ def _fresh(*arguments: object) -> dict:
 
 def cold_read(path: Path) -> dict:
     """Plain reading of the weights' bytes, in the order of the file."""
-    record = read_inert(path)
-    entries = {
-        record.entry(tensor.storage).header_offset: record.entry(tensor.storage).file_size
-        for tensor in record.content["model"].values()
-    }
+    file = read_checkpoint_file(path)
+    storages = [file.storage_of(name) for name in file.weights]
+    entries = {storage.start: storage.num_bytes for storage in storages}
     _drop_from_page_cache(path)
     started = time.perf_counter()
     with open(path, "rb", buffering=0) as file:

@@ -8,7 +8,7 @@ from shell import ROOT
 
 # In the order in which they may import each other.
 ROOMS = (
-    *("errors", "choices", "files", "processors", "provenance", "devices"),
+    *("errors", "messages", "choices", "files", "processors", "provenance", "devices"),
     *("spelling", "options", "flags", "commands", "machine"),
     *("network", "checkpoints", "data", "training", "evaluation", "report"),
     *("export", "fine_tuning"),

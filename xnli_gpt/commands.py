@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, XNLIError
-from xnli_gpt.flags import flags_of, parse_flags, shown
+from xnli_gpt.flags import flags_of, parse_flags
+from xnli_gpt.messages import shown
 from xnli_gpt.options import FlagGroups, configuration_of, flag_groups
 
 

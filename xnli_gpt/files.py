@@ -17,6 +17,7 @@ from typing import TextIO
 import torch
 
 from xnli_gpt.errors import RunError
+from xnli_gpt.messages import reason_of
 
 # What the torch files of this project say that they are.
 FINE_TUNED_KIND, SAVE_KIND = "hindi-xnli-classifier", "hindi-xnli-save"
@@ -41,14 +42,10 @@ def read_whole(path: Path, mapped: bool = False) -> object:
     except IsADirectoryError:
         reason = "a folder, expected a file"
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError) as error:
-        reason = _first_line(error)
+        reason = reason_of(error)
     except (EOFError, ValueError, KeyError, NotImplementedError, OSError) as error:
-        reason = _first_line(error)
+        reason = reason_of(error)
     raise RunError(f"{path}: can't be loaded ({reason})")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from xnli_gpt.messages import MAX_LISTED, shown
 from xnli_gpt.options import Flag, FlagGroups
 from xnli_gpt.spelling import nearest
 
@@ -23,11 +23,6 @@ from xnli_gpt.spelling import nearest
 FOUND = "found"
 # Of whole numbers, where a flag has no bound of its own.
 LARGEST = (1 << 63) - 1
-# How a message shows what a user gave.
-LONGEST_SHOWN = 200
-MAX_SHOWN_WORDS = 6
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2
 
 
 def parse_flags(
@@ -248,7 +243,7 @@ def _problems_of(flag: Flag, value: object) -> list[str]:
     if value is None or (flag.positional and value == []):
         return []
     given = value if isinstance(value, list) else [value]
-    said = f"{flag.option} {' '.join(map(shown, given[:MAX_SHOWN_WORDS]))}"
+    said = f"{flag.option} {' '.join(map(shown, given[:MAX_LISTED]))}"
     expected = _expected_instead(flag, value)
     if expected is not None:
         return [f"{said}: expected {expected}"]
@@ -291,14 +286,3 @@ def _choices_instead(choices: Sequence[str], value: object) -> str:
 def _is_name(value: object) -> bool:
     """No file system and no Hub takes a name with a NUL, which YAML can write."""
     return isinstance(value, str) and value != "" and "\0" not in value
-
-
-def shown(value: object) -> str:
-    """Anything that a user gave, on one line and cut where it is long."""
-    try:
-        # Lists of the same list several times, and so on, would print for ever.
-        text = value if isinstance(value, str) else _SHORT.repr(value)
-    except ValueError:
-        text = "a number of thousands of digits"
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_SHOWN + 1])
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

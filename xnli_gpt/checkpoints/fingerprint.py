@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from xnli_gpt.checkpoints.wording import listed
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.messages import listed
 from xnli_gpt.network.config import FAMILIES, SCALARS_PER_LAYER, GPTConfig, initial_scalars
 
 

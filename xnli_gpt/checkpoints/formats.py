@@ -3,18 +3,23 @@ the check of a file's keys and shapes against a table."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from xnli_gpt.checkpoints.wording import listed
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.messages import listed
 from xnli_gpt.network.config import NUM_VALUE_EMBEDS, next_multiple
 
-WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+# What torch.compile and DistributedDataParallel put into a name, in front of it or within.
+WRAPPERS = ("_orig_mod", "module")
+# What weights may be stored as. Those in float8 need scales, which no script of the line stores.
+STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -87,23 +92,18 @@ OTHER_FAMILIES = (
 )
 
 
-def unwrapped(path: Path, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes of torch.compile and DistributedDataParallel."""
-    state = {without_prefix(name): tensor for name, tensor in model.items()}
-    if len(state) != len(model):
-        raise CheckpointError(f"{path}: holds the same weights with and without a wrapper's prefix")
-    return state
+def without_wrappers(name: str) -> str:
+    """Return a tensor's name without what torch.compile and DistributedDataParallel put into it,
+    around the whole model or around one of its modules."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    return ".".join(parts) or name
 
 
-def without_prefix(name: str) -> str:
-    while name.startswith(WRAPPER_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
-
-
-def common_prefix(model: Mapping[str, Tensor]) -> str:
-    name = next(iter(model))
-    return name.removesuffix(without_prefix(name))
+def first_prefix(weights: Mapping[str, Tensor]) -> str:
+    """Return what wrappers put in front of the first name."""
+    name = next(iter(weights))
+    parts = list(itertools.takewhile(lambda part: part in WRAPPERS, name.split(".")))
+    return "".join(f"{part}." for part in parts)
 
 
 _BLOCK = re.compile(r"blocks\.([0-9]{1,4})\.")
@@ -149,9 +149,9 @@ def check_tensors(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str
         if tuple(state[name].shape) != (wanted := tuple(_resolve(d, sizes) for d in shape))
     ]
     wrong += [
-        f"{name} is {tensor.dtype}, expected floating point"
+        f"{name} is {tensor.dtype}, expected floating point of 16, 32 or 64 bits"
         for name, tensor in state.items()
-        if not tensor.is_floating_point()
+        if tensor.dtype not in STORED_DTYPES
     ]
     if wrong:
         raise CheckpointError(f"{path}: of format {fmt}, but {listed(wrong)}; save the model again")

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from xnli_gpt.checkpoints.wording import listed
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.messages import listed
 
 
 def resolve_checkpoint_path(patterns: str | Path | Sequence[str | Path]) -> Path:

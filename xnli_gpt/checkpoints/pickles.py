@@ -1,19 +1,30 @@
-"""The unpickler that builds nothing but inert records, and what of a pickle it refuses."""
+"""An unpickler that never looks a name up nor calls anything: plain data, tensors mapped from
+their file, and an `Inert` for whatever else a pickle would make.
+
+torch's own restricted reader (`torch.load(weights_only=True)`) gives the whole file up for a deque,
+for a name of the modules `os` and `sys` or for a pickle of a protocol other than 2, wherever in the
+file that is, and nanochat pickles its tokenizer without torch. What stands beside the weights is
+none of our business, so this one goes on.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from xnli_gpt.checkpoints.wording import shown
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.messages import shown
 
-_TORCH_STORAGE_DTYPES = {
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
     "HalfStorage": torch.float16,
@@ -24,238 +35,253 @@ _TORCH_STORAGE_DTYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
 }
 
 
-class TensorRecord:
-    """What the pickle says of one tensor; nothing of it is read yet."""
+class StorageRecord(NamedTuple):
+    """What a pickle says of a storage: its name in the file, and `numel` values of `dtype`."""
 
-    __slots__ = ("storage", "offset", "size", "stride")
-
-    def __init__(self, storage: object, offset: object, size: object, stride: object):
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
-
-
-@dataclass(frozen=True)
-class StorageRecord:
     key: str
     dtype: torch.dtype
     numel: int
 
-
-class _Inert:
-    """Stands for a harmless global of torch's own; calling it gives a record or a plain value."""
-
-    __slots__ = ("_name", "_call")
-
-    def __init__(self, name: str, call: object):
-        object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_call", call)
-
-    def __call__(self, *args: object) -> object:
-        return self._call(*args)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise pickle.UnpicklingError(f"sets an attribute of {self._name}")
-
-    __reduce_ex__ = None
+    @property
+    def num_bytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
 
-class _InertDict(dict):
-    """An OrderedDict's items, without its attributes (the `_metadata` of a state dict)."""
+class Inert:
+    """Stands for what a pickle makes by the call of `name`, which was not called.
 
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _RefusingType(type):
-    """Metaclass of the stand-ins: `cls.__new__` is how a pickle instantiates, a call is a call."""
-
-    def __call__(cls, *args: object, **kwargs: object) -> object:
-        raise _RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
-
-
-class _RefusedCall(Exception):
-    pass
-
-
-def stand_in(module: str, name: str) -> type:
-    """An empty class with another's name: pickled attributes land in it, nothing ever runs."""
-    return _RefusingType(
-        name,
-        (),
-        {
-            "__module__": module,
-            "__qualname__": name,
-            "__new__": lambda cls, *args, **kwargs: object.__new__(cls),
-            "__setstate__": lambda self, state: None,
-        },
-    )
-
-
-def _refuse_operation(unpickler: pickle._Unpickler) -> None:
-    raise pickle.UnpicklingError("an operation that torch.save does not write")
-
-
-# What torch's own restricted reader takes, and what else can make a call, so that it is named.
-_PICKLE_OPERATIONS = b"".join(
-    (
-        *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.REDUCE, pickle.NEWOBJ),
-        *(pickle.BUILD, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
-        *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE),
-        *(pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.BINPERSID),
-        *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1),
-        *(pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE),
-        *(pickle.SHORT_BINSTRING, pickle.BINGET, pickle.LONG_BINGET, pickle.BINPUT),
-        *(pickle.LONG_BINPUT, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.STACK_GLOBAL),
-        *(pickle.SHORT_BINUNICODE, pickle.MEMOIZE, pickle.FRAME),
-    )
-)
-
-
-# Where torch's own reader finds real classes, which take memory by the arguments of a pickle.
-_MODULES_OF_TORCHS_READER = (
-    *("builtins", "collections", "_codecs", "torch", "torch.cuda", "torch.sparse"),
-    *("torch.cuda.sparse", "torch.storage", "torch.nn.parameter"),
-)
-
-
-class _InertUnpickler(pickle._Unpickler):
-    """Reads the pickle of a torch file into records. No global of the file is ever looked up.
-
-    The pickle module's reader in Python: that in C takes gigabytes for the memo of a few bytes,
-    and hashes whatever a pickle puts into a dict.
+    `problem` is a sentence on a tensor that can't be made, for those who need it.
     """
 
-    dispatch = dict.fromkeys(range(256), _refuse_operation) | {
-        code: pickle._Unpickler.dispatch[code] for code in _PICKLE_OPERATIONS
-    }
+    def __init__(self, name: str, problem: str = ""):
+        self.name, self.problem = name, problem
 
-    def __init__(self, file: object):
-        super().__init__(file, encoding="utf-8")
-        self.stand_ins: dict[tuple[str, str], type] = {}
+    def __call__(self, *_args: object, **_options: object) -> Inert:
+        return Inert(self.name)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not executed>"
+
+
+# A storage's bytes, mapped; or the sentence that says why they can't be.
+MapStorage = Callable[[StorageRecord], torch.UntypedStorage | str]
+
+
+class InertUnpickler(pickle._Unpickler):
+    """Reads a pickle of any protocol into plain data, mapped tensors and `Inert`s.
+
+    It is the pickle module's reader in Python: that in C takes gigabytes for the memo of a few
+    bytes, and hashes whatever a pickle puts into a dict.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: object, map_storage: MapStorage):
+        # Latin-1 takes every byte of the strings that Python 2 wrote.
+        super().__init__(file, encoding="latin1")
         self.storages: dict[str, StorageRecord] = {}
+        self.map_storage = map_storage
+        self.calls = {
+            ("collections", "OrderedDict"): _dict_of,
+            ("collections", "defaultdict"): lambda *_: {},
+            ("torch", "Size"): tuple,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_dtype,
+            ("torch._tensor", "_rebuild_from_type_v2"): lambda call, _kind, args, *_: call(*args),
+        }
 
     def find_class(self, module: str, name: str) -> object:
-        inert = _inert_global(module, name)
-        if inert is not None:
-            return inert
-        key = (module, name)
-        return self.stand_ins.setdefault(key, stand_in(module, name))
+        if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        return self.calls.get((module, name)) or Inert(f"{module}.{name}")
 
-    def persistent_load(self, pid: object) -> StorageRecord:
-        kind, storage_type, key, _location, numel = pid
-        if kind != "storage" or not isinstance(storage_type, torch.dtype):
-            raise pickle.UnpicklingError("unknown kind of storage")
+    def persistent_load(self, pid: object) -> StorageRecord | Inert:
+        kind, dtype, key, _location, numel, *_view = pid
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"a reference to {shown(kind)}, not to a storage")
+        if isinstance(dtype, Inert):  # of quantized values, say
+            return dtype
+        if not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError("a storage of no type")
         if type(key) is not str or type(numel) is not int:
             raise pickle.UnpicklingError("a storage without a name or a size")
-        storage = StorageRecord(key, storage_type, numel)
-        # torch goes by the first, so weights could be read as another type than it sees.
-        if self.storages.setdefault(storage.key, storage) != storage:
-            raise pickle.UnpicklingError(f"storage {shown(storage.key)} is of two kinds")
+        storage = StorageRecord(key, dtype, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {shown(key)} is of two kinds")
         return storage
 
-    def _set_items(self) -> None:
-        self._set(self.pop_mark())
+    def _tensor(
+        self, storage: object, offset: object, size: object, stride: object, *more: object
+    ) -> Tensor | Inert:
+        """`more` is `requires_grad`, hooks and, where it is not just its storage's values, why."""
+        if len(more) > 2 and more[2]:
+            return Inert("torch.Tensor", "is not just its storage's values")
+        if not isinstance(storage, StorageRecord):
+            return Inert("torch.Tensor", f"is of {_name_of(storage)}, which is not read")
+        return self._mapped(storage, storage.dtype, offset, (size, stride))
+
+    def _tensor_of_dtype(
+        self, storage: object, offset: object, size: object, stride: object, *more: object
+    ) -> Tensor | Inert:
+        """As `_tensor`, of an untyped storage: `more` has the dtype behind its first two."""
+        _requires_grad, _hooks, dtype, *metadata = more
+        if not isinstance(storage, StorageRecord) or not isinstance(dtype, torch.dtype):
+            return Inert("torch.Tensor", f"is of {_name_of(storage)}, which is not read")
+        if any(metadata):
+            return Inert("torch.Tensor", "is not just its storage's values")
+        return self._mapped(storage, dtype, offset, (size, stride))
+
+    def _mapped(
+        self, storage: StorageRecord, dtype: torch.dtype, offset: object, layout: tuple
+    ) -> Tensor | Inert:
+        sizes, strides = (tuple(v) if isinstance(v, list | tuple) else (None,) for v in layout)
+        numbers = (offset, storage.numel, *sizes, *strides)
+        if len(sizes) != len(strides) or any(
+            type(n) is not int or not 0 <= n < 1 << 63 for n in numbers
+        ):
+            return Inert("torch.Tensor", "has an impossible shape")
+        steps = [(n - 1) * step for n, step in zip(sizes, strides, strict=True)]
+        needed = 0 if 0 in sizes else offset + sum(steps) + 1
+        held, rest = divmod(storage.num_bytes, dtype.itemsize)
+        if rest:
+            return Inert(
+                "torch.Tensor", f"is of {dtype}, and its storage of {storage.num_bytes} bytes"
+            )
+        data = self.map_storage(storage)
+        if isinstance(data, str) or needed > held or math.prod(sizes) >= 1 << 63:
+            there = data if isinstance(data, str) else f"has {held} values"
+            return Inert(
+                "torch.Tensor",
+                f"of shape {sizes} needs {needed} values, and its storage {there}",
+            )
+        return torch.empty(0, dtype=dtype).set_(data, offset, sizes, strides)
+
+    def _instantiate(self, made_by: object, args: object) -> None:
+        self.append(Inert(_name_of(made_by)))
+
+    def _new(self) -> None:
+        _args, made_by = self.stack.pop(), self.stack.pop()
+        self.append(Inert(_name_of(made_by)))
+
+    def _new_with_options(self) -> None:
+        self.stack.pop()
+        self._new()
+
+    def _call(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        known = function in self.calls.values() if callable(function) else False
+        self.append(function(*args) if known else Inert(_name_of(function)))
+
+    def _leave_state(self) -> None:
+        """The attributes of an object, the `_metadata` of a state dict."""
+        self.stack.pop()
+
+    def _append_item(self) -> None:
+        item = self.stack.pop()
+        self._extend([item])
+
+    def _append_items(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
+        self._set([(key, value)])
 
-    def _set(self, items: list) -> None:
-        target = self.stack[-1]
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # A tuple of the same tuple twice, and so on, is hashed for ever.
-            if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
-                raise pickle.UnpicklingError("a nested tuple as a key")
-            if not isinstance(target, dict):
-                raise pickle.UnpicklingError("items of what is no dict")
-            target[key] = value
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        self._set(zip(items[::2], items[1::2], strict=True))
 
-    def _build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, _InertDict) and type(type(target)) is not _RefusingType:
-            raise pickle.UnpicklingError(f"sets the state of a {type(target).__name__.lstrip('_')}")
-        target.__setstate__(state)
+    def _set(self, pairs: Iterable[tuple[object, object]]) -> None:
+        if isinstance(self.stack[-1], dict):
+            self.stack[-1].update((_plain_key(key), value) for key, value in pairs)
 
-    def _new(self) -> None:
-        _arguments, cls = self.stack.pop(), self.stack.pop()
-        if not isinstance(cls, _RefusingType):
-            raise pickle.UnpicklingError("instantiates what is no class")
-        if cls.__module__ in _MODULES_OF_TORCHS_READER:
-            raise _RefusedCall(f"{cls.__module__}.{cls.__qualname__}")
-        self.append(cls.__new__(cls))
+    def _make_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set(zip(items[::2], items[1::2], strict=True))
 
-    dispatch[pickle.SETITEM[0]] = _set_item
-    dispatch[pickle.SETITEMS[0]] = _set_items
-    dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.NEWOBJ[0]] = _new
+    def _make_set(self) -> None:
+        self.append(Inert("builtins.set"))
 
+    def _leave_items(self) -> None:
+        self.pop_mark()
 
-def _rebuilt_tensor(
-    storage: object,
-    offset: object,
-    size: object,
-    stride: object,
-    _requires_grad: object = False,
-    _hooks: object = None,
-    metadata: object = None,
-) -> TensorRecord:
-    if metadata:
-        raise pickle.UnpicklingError("a tensor that is not just its storage's values")
-    return TensorRecord(storage, offset, size, stride)
+    def _make_frozen_set(self) -> None:
+        self.pop_mark()
+        self.append(Inert("builtins.frozenset"))
 
+    def _make_byte_array(self) -> None:
+        # Theirs takes the memory that is asked for before it is read.
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(min(length, 1 << 62)))
 
-def _inert_global(module: str, name: str) -> object:
-    if module in ("torch", "torch.storage") and name in _TORCH_STORAGE_DTYPES:
-        return _TORCH_STORAGE_DTYPES[name]
-    if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-        return getattr(torch, name)
-    calls = {
-        ("torch._utils", "_rebuild_tensor_v2"): _rebuilt_tensor,
-        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-        ("collections", "OrderedDict"): lambda: _InertDict(),
-        ("torch", "Size"): lambda *args: tuple(*args),
-        ("torch", "device"): lambda *_: "device",
+    dispatch |= {
+        pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _new,
+        pickle.NEWOBJ_EX[0]: _new_with_options,
+        pickle.BUILD[0]: _leave_state,
+        pickle.APPEND[0]: _append_item,
+        pickle.APPENDS[0]: _append_items,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _make_dict,
+        pickle.EMPTY_SET[0]: _make_set,
+        pickle.ADDITEMS[0]: _leave_items,
+        pickle.FROZENSET[0]: _make_frozen_set,
+        pickle.BYTEARRAY8[0]: _make_byte_array,
     }
-    call = calls.get((module, name))
-    return call and _Inert(f"{module}.{name}", call)
+
+
+def _dict_of(*args: object) -> dict:
+    """An OrderedDict as pickles make it: empty, or of a list of pairs."""
+    return {_plain_key(key): value for key, value in args[0]} if args else {}
+
+
+def _plain_key(key: object) -> object:
+    """A key of a dict: a tuple of the same tuple twice, and so on, would be hashed for ever."""
+    plain = isinstance(key, str | int | float | bytes | None)
+    return key if plain else Inert("a key that is no text")
+
+
+def _name_of(made_by: object) -> str:
+    return made_by.name if isinstance(made_by, Inert) else type(made_by).__name__
 
 
 # What a damaged or hostile pickle can make an unpickler raise.
 _PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    ImportError,
-    struct.error,
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, MemoryError, RecursionError, struct.error),
 )
 
 
-def read_pickle(path: Path, pickled: bytes) -> tuple[object, tuple[tuple[str, str], ...]]:
-    """Return what a torch file's pickle holds, as inert records, and the names of its stand-ins.
+def read_pickle(
+    path: Path, file: bytes | io.BufferedIOBase, map_storage: MapStorage | None = None
+) -> tuple[object, dict[str, StorageRecord]]:
+    """Return what the next pickle of a file holds, and the storages that it names by their keys.
 
-    Raises CheckpointError for a pickle that calls anything, or is damaged.
+    `map_storage` gives the bytes of a storage; without it, tensors are made of none. Raises
+    CheckpointError for a damaged pickle.
     """
-    unpickler = _InertUnpickler(io.BytesIO(pickled))
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    unpickler = InertUnpickler(stream, map_storage or (lambda _: "was not read"))
     try:
-        content = unpickler.load()
-    except _RefusedCall as refused:
-        raise CheckpointError(
-            f"{path}: its pickle calls {shown(str(refused))}, and nothing in a checkpoint is "
-            "executed; load it where you trust it, and save the weights alone with torch.save"
-        ) from None
+        return unpickler.load(), unpickler.storages
     except _PICKLE_ERRORS as error:
         raise CheckpointError(
             f"{path}: its pickle is damaged ({shown(str(error))}); copy the file again"
         ) from error
-    return content, tuple(unpickler.stand_ins)

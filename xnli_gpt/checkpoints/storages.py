@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
-import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,20 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xnli_gpt.checkpoints.archive import FileRecord, reading, start_of_data
 from xnli_gpt.checkpoints.conversion import empty_targets, part_of, parts_by_target
-from xnli_gpt.checkpoints.formats import without_prefix
-from xnli_gpt.checkpoints.pickles import StorageRecord
-from xnli_gpt.checkpoints.wording import listed, shown
+from xnli_gpt.checkpoints.mapped import Storage
+from xnli_gpt.checkpoints.reading import CheckpointFile
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.messages import listed, shown
 
 # Pieces that stay in a core's cache from reading to copying, and enough threads to wait for the
 # disk while others compute the checksum.
 PIECE_BYTES = 1 << 20
 READERS = 4
-# Threads that open entries at the same time move each other's place in the file: Python from 3.11.8
-# and 3.12.2 on may then take a whole file for one of overlapping entries.
-_HEADERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,76 +44,76 @@ class _Copy:
 
 
 def read_weights(
-    path: Path,
-    record: FileRecord,
-    state: Mapping[str, Tensor],
-    fmt: str,
-    device: str | torch.device | None,
-) -> dict[str, Tensor]:
-    """Read and check every storage of the weights; convert them on the way if there is a device."""
-    storages = {without_prefix(k): t.storage for k, t in record.content["model"].items()}
-    parts = [] if device is None else list(parts_by_target(fmt, state))
+    file: CheckpointFile, fmt: str, device: str | torch.device | None
+) -> tuple[dict[str, Tensor], str]:
+    """Read and check every storage of the weights; convert them on the way if there is a device.
+
+    Returns the converted weights, and an id that the same weights share: a hash of every name,
+    shape, place and CRC-32. Raises CheckpointError for damage, and for values that are not finite.
+    """
+    parts = [] if device is None else list(parts_by_target(fmt, file.weights))
     converted = empty_targets(parts, device)
-    copies: dict[StorageRecord, list[_Copy]] = defaultdict(list)
+    storages = {name: file.storage_of(name) for name in file.weights}
+    copies: dict[Storage, list[_Copy]] = defaultdict(list)
     for target, name, part, place in parts:
         if part.is_contiguous():
             copy = _Copy(part.storage_offset(), part_of(converted[target], place).view(-1))
             copies[storages[name]].append(copy)
-    suspects = _read_storages(path, record, copies)
-    check_finite(path, {name: t for name, t in state.items() if storages[name] in suspects})
+    read = _read_storages(file, storages, copies)
+    suspects = {storage for storage, (_, finite) in read.items() if not finite}
+    check_finite(file.path, {n: t for n, t in file.weights.items() if storages[n] in suspects})
     for target, _, part, place in parts:
         if not part.is_contiguous():
             part_of(converted[target], place).copy_(part)
-    return converted
+    return converted, _weights_id(file, {n: read[storage][0] for n, storage in storages.items()})
 
 
 def _read_storages(
-    path: Path, record: FileRecord, copies: Mapping[StorageRecord, Sequence[_Copy]]
-) -> set[StorageRecord]:
+    file: CheckpointFile,
+    storages: Mapping[str, Storage],
+    copies: Mapping[Storage, Sequence[_Copy]],
+) -> dict[Storage, tuple[int, bool]]:
     """Read every storage of the weights once, check its CRC-32 and fill its copies.
 
-    Returns those that hold a NaN or an infinity.
+    Returns the CRC-32 of each, and whether all its values are finite.
     """
-    names: dict[StorageRecord, str] = {}
-    for name, tensor in record.content["model"].items():
-        names.setdefault(tensor.storage, name)
-    with reading(path):
-        archive = zipfile.ZipFile(path)
-
-    def has_bad_values(storage: StorageRecord) -> bool:
-        entry = record.entry(storage)
-        pieces = _stored_pieces(path, archive, entry)
-        crc, count, finite = _take_in(pieces, storage.dtype, copies.get(storage, ()))
-        if (crc, count) != (entry.CRC, storage.numel):
+    names: dict[Storage, str] = {}
+    for name, storage in storages.items():
+        first = names.setdefault(storage, name)
+        if file.weights[first].dtype != file.weights[name].dtype:
             raise CheckpointError(
-                f"{path}: the bytes of {shown(names[storage])} are damaged (CRC-32 of "
-                f"{shown(entry.filename)}); copy the file again"
+                f"{file.path}: {shown(first)} and {shown(name)} are of two types in one storage; "
+                "save the model again"
             )
-        return not finite
+
+    def take_in(storage: Storage) -> tuple[int, bool]:
+        dtype = file.weights[names[storage]].dtype
+        crc, num_bytes, finite = _take_in(_pieces(storage), dtype, copies.get(storage, ()))
+        if num_bytes != storage.num_bytes or storage.crc not in (None, crc):
+            raise CheckpointError(
+                f"{file.path}: the bytes of {shown(names[storage])} are damaged (CRC-32 of "
+                f"{shown(storage.name)}); copy the file again"
+            )
+        return crc, finite
 
     # The largest first, so that no thread is left with a large one when the others are done.
-    order = sorted(names, key=lambda storage: record.entry(storage).file_size, reverse=True)
-    with archive, ThreadPoolExecutor(READERS) as pool:
-        bad = zip(order, pool.map(has_bad_values, order), strict=True)
-        return {storage for storage, is_bad in bad if is_bad}
+    order = sorted(names, key=lambda storage: storage.num_bytes, reverse=True)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(order, pool.map(take_in, order), strict=True))
 
 
-def _stored_pieces(
-    path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
-) -> Iterator[memoryview]:
-    """The bytes of an uncompressed entry, piece after piece in one buffer; not all of them where
-    the entry is not at its place, or the file ends early."""
-    with reading(path), open(path, "rb") as file:
-        try:
-            with _HEADERS, archive.open(entry):
-                pass  # the local header is there and names this entry
-        except zipfile.BadZipFile:
-            return
-        file.seek(start_of_data(file, entry))
-        buffer, left = memoryview(bytearray(PIECE_BYTES)), entry.file_size
-        while left and file.readinto(buffer[:left]) == len(buffer[:left]):
-            yield buffer[:left]
-            left -= len(buffer[:left])
+def _pieces(storage: Storage) -> Iterator[memoryview]:
+    """Yield the bytes of a storage, piece after piece in one buffer; not all of them where the
+    file ends early."""
+    try:
+        with open(storage.path, "rb") as file:
+            file.seek(storage.start)
+            buffer, left = memoryview(bytearray(PIECE_BYTES)), storage.num_bytes
+            while left and file.readinto(buffer[:left]) == len(buffer[:left]):
+                yield buffer[:left]
+                left -= len(buffer[:left])
+    except OSError as error:
+        raise CheckpointError(f"{storage.path}: can't be read ({error.strerror})") from error
 
 
 # As threads don't inherit the caller's mode, and only in this one may any tensor be filled.
@@ -127,8 +121,8 @@ def _stored_pieces(
 def _take_in(
     pieces: Iterable[memoryview], dtype: torch.dtype, copies: Sequence[_Copy]
 ) -> tuple[int, int, bool]:
-    """Fill `copies` from the bytes of a storage; returns their CRC-32, the number of values, and
-    whether all are finite."""
+    """Fill `copies` from the bytes of a storage; return their CRC-32, how many they are, and
+    whether all values are finite."""
     crc, count, finite = 0, 0, True
     for piece in pieces:
         crc = zlib.crc32(piece, crc)
@@ -137,7 +131,7 @@ def _take_in(
         for copy in copies:
             copy.take(count, values)
         count += len(values)
-    return crc, count, finite
+    return crc, count * dtype.itemsize, finite
 
 
 def _all_finite(values: Tensor) -> bool:
@@ -154,11 +148,9 @@ def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def weights_id(record: FileRecord) -> str:
-    """A hash of every weight's name, shape, place and CRC-32: the same weights, the same id."""
+def _weights_id(file: CheckpointFile, crcs: Mapping[str, int]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(record.content["model"].items()):
-        crc = record.entry(tensor.storage).CRC
-        fields = (without_prefix(name), tensor.size, tensor.offset, tensor.storage.dtype, crc)
-        digest.update(repr(fields).encode())
+    for name, tensor in sorted(file.weights.items()):
+        place = (tuple(tensor.shape), tensor.storage_offset(), tensor.dtype)
+        digest.update(repr((name, *place, crcs[name])).encode())
     return digest.hexdigest()[:32]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from xnli_gpt.data.messages import listed
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.errors import DataError
+from xnli_gpt.messages import listed
 
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}

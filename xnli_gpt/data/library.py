@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from xnli_gpt.data.messages import reason_of
 from xnli_gpt.errors import DataError
+from xnli_gpt.messages import reason_of
 
 # The switches are the process's: one reader must not put back what another has set.
 _LOCK = threading.RLock()

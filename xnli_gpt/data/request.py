@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xnli_gpt.choices import SPLITS
-from xnli_gpt.data.messages import listed
 from xnli_gpt.errors import DataError
+from xnli_gpt.messages import listed
 
 
 @dataclass(frozen=True)

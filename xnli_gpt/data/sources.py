@@ -17,7 +17,6 @@ from urllib.parse import urlparse
 from xnli_gpt.choices import SPLITS
 from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.library import quiet_datasets, said_as_data_error
-from xnli_gpt.data.messages import MAX_LISTED, listed, reason_of, shown
 from xnli_gpt.data.names import (
     KNOWN_NAMES,
     XNLI_LANGUAGES,
@@ -35,6 +34,7 @@ from xnli_gpt.data.text_files import (
     read_plainly,
 )
 from xnli_gpt.errors import DataError
+from xnli_gpt.messages import MAX_LISTED, listed, reason_of, shown
 
 HUB_XNLI = "facebook/xnli"
 # Names of datasets that are made here, and what makes their splits.

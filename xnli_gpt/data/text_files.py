@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from xnli_gpt.data.library import quiet_datasets, said_as_data_error
-from xnli_gpt.data.messages import reason_of, shown
 from xnli_gpt.data.request import DataRequest, require_columns
 from xnli_gpt.errors import DataError
+from xnli_gpt.messages import reason_of, shown
 
 TEXT_FORMATS = ("jsonl", "csv", "tsv", "parquet")
 SEPARATORS = {"csv": ",", "tsv": "\t"}

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from xnli_gpt.checkpoints.fine_tuned import content_error
 from xnli_gpt.choices import TEMPLATES
-from xnli_gpt.data.messages import reason_of
 from xnli_gpt.errors import DataError
+from xnli_gpt.messages import reason_of
 
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<ENDOFTEXT>", "</s>", "<eos>", "[EOS]", "[SEP]")
 # Beyond any embedding table.

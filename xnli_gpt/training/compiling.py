@@ -6,6 +6,7 @@ import torch
 
 from xnli_gpt.devices import keep_compiled_code_apart
 from xnli_gpt.errors import UsageError
+from xnli_gpt.messages import reason_of
 
 # Compiling takes about a minute; shorter runs are done sooner without it.
 STEPS_WORTH_COMPILING = 300
@@ -36,5 +37,5 @@ def _why_not_compile(device: torch.device) -> str | None:
         torch.compile(lambda x: x.relu() + 1)(torch.ones(64, device=device))
     # Whatever the compiler and its tools raise: without it the run goes on.
     except Exception as error:
-        return f"torch.compile fails here: {str(error).strip().splitlines()[0]}"
+        return f"torch.compile fails here: {reason_of(error)}"
     return None

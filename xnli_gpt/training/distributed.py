@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xnli_gpt.errors import RunError, TrainingError
+from xnli_gpt.messages import reason_of
 from xnli_gpt.training.optimizer import with_gradients
 
 # What torchrun sets for each of its processes.
@@ -137,10 +138,9 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise TrainingError(
                 f"rank {self.rank} of {self.world_size}: another rank has ended or can't be "
-                f"reached ({reason}); its own message says why"
+                f"reached ({reason_of(error)}); its own message says why"
             ) from error
 
 

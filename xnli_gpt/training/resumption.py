@@ -12,6 +12,7 @@ from xnli_gpt.choices import AUTO
 from xnli_gpt.devices import DTYPES, Precision
 from xnli_gpt.errors import RunError
 from xnli_gpt.flags import FOUND
+from xnli_gpt.messages import shown
 from xnli_gpt.training.distributed import Ranks
 from xnli_gpt.training.options import RecipeOptions
 from xnli_gpt.training.recipe import (
@@ -236,17 +237,22 @@ def _why_not_taken_back(now: Mapping, save: Mapping, num_examples: int) -> str |
     )
 
 
+def _in_short(value: object) -> str:
+    """Return an option's value or a hash, of which 20 characters tell it from another."""
+    return shown(" ".join(map(str, value)) if isinstance(value, list) else str(value), 20)
+
+
 def _require_same(now: Mapping, earlier: Mapping, where: str, why_not: str = "") -> None:
     """Raise RunError that names every difference; `why_not` says more of them."""
     if now == earlier:
         return
     differences = [
-        f"{name} {_short(earlier[name])} there, {_short(value)} now"
+        f"{name} {_in_short(earlier[name])} there, {_in_short(value)} now"
         for name, value in now.items()
         if name in earlier and earlier[name] != value
     ]
     differences += [
-        f"{name} {_short(value)} there, which is not known now"
+        f"{name} {_in_short(value)} there, which is not known now"
         for name, value in earlier.items()
         if name not in now
     ]
@@ -256,12 +262,6 @@ def _require_same(now: Mapping, earlier: Mapping, where: str, why_not: str = "")
         f"{where}: belongs to another run ({told}){because}; repeat its command, or use another "
         "`out_dir`"
     )
-
-
-def _short(value: object) -> str:
-    """Return a flag's value or a hash as a message shows it."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 24 else f"{text[:20]}…"
 
 
 def examples_per_step(options: RecipeOptions, world_size: int, save: Mapping | None) -> int:
