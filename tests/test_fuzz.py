@@ -94,13 +94,13 @@ def test_any_recipe_is_right_or_told(tmp_path_factory, recipe):
 
 def without_checksums(monkeypatch):
     expected = threading.local()
-    stored_pieces, take_in = storages._stored_pieces, storages._take_in
+    pieces, take_in = storages._pieces, storages._take_in
 
-    def remember(path, archive, entry):
-        expected.crc = entry.CRC
-        return stored_pieces(path, archive, entry)
+    def remember(storage):
+        expected.crc = storage.crc
+        return pieces(storage)
 
-    monkeypatch.setattr(storages, "_stored_pieces", remember)
+    monkeypatch.setattr(storages, "_pieces", remember)
     monkeypatch.setattr(storages, "_take_in", lambda *args: (expected.crc, *take_in(*args)[1:]))
 
 

@@ -870,7 +870,7 @@ NESTED = b")" + b"q\x00h\x00\x86" * 60  # a tuple of a tuple twice, and so on
         (b"Nr\xff\xff\xff\x0f.", "expected the dict"),
         (b"ctorch\nTensor\nJ\xff\xff\xff\x7f\x85\x81.", "holds a torch.Tensor"),
         (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85\x81.", "holds a builtins.bytearray"),
-        (b"ctorch\nfloat32\n}b.", "holds a dtype"),
+        (b"ctorch\nfloat32\n}b.", "pickle is damaged .fills a dtype"),
         (b"\x82\xf1.", "pickle is damaged .unregistered extension code"),
         (b"c\x1b[31m\nx\n)R.", r"holds a \\x1b\[31m\.x"),
         (b"\x96" + b"\xff" * 7 + b"\x3f.", "pickle is damaged"),

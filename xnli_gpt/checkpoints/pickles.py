@@ -93,7 +93,7 @@ class InertUnpickler(pickle._Unpickler):
             ("torch", "Size"): tuple,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor"): self._old_tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_dtype,
             ("torch._tensor", "_rebuild_from_type_v2"): lambda call, _kind, args, *_: call(*args),
@@ -121,24 +121,29 @@ class InertUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"storage {shown(key)} is of two kinds")
         return storage
 
+    def _old_tensor(
+        self, storage: object, offset: object, size: object, stride: object
+    ) -> Tensor | Inert:
+        return self._tensor(storage, offset, size, stride, False, None)
+
     def _tensor(
         self, storage: object, offset: object, size: object, stride: object, *more: object
     ) -> Tensor | Inert:
         """`more` is `requires_grad`, hooks and, where it is not just its storage's values, why."""
-        if len(more) > 2 and more[2]:
-            return Inert("torch.Tensor", "is not just its storage's values")
-        if not isinstance(storage, StorageRecord):
-            return Inert("torch.Tensor", f"is of {_name_of(storage)}, which is not read")
-        return self._mapped(storage, storage.dtype, offset, (size, stride))
+        dtype = storage.dtype if isinstance(storage, StorageRecord) else None
+        requires_grad, hooks, *metadata = more
+        return self._tensor_of_dtype(
+            storage, offset, size, stride, requires_grad, hooks, dtype, *metadata
+        )
 
     def _tensor_of_dtype(
         self, storage: object, offset: object, size: object, stride: object, *more: object
     ) -> Tensor | Inert:
-        """As `_tensor`, of an untyped storage: `more` has the dtype behind its first two."""
-        _requires_grad, _hooks, dtype, *metadata = more
+        """As `_tensor`, with the dtype in `more` before the last."""
+        requires_grad, _hooks, dtype, *metadata = more
         if not isinstance(storage, StorageRecord) or not isinstance(dtype, torch.dtype):
             return Inert("torch.Tensor", f"is of {_name_of(storage)}, which is not read")
-        if any(metadata):
+        if type(requires_grad) is not bool or len(metadata) > 1 or any(metadata):
             return Inert("torch.Tensor", "is not just its storage's values")
         return self._mapped(storage, dtype, offset, (size, stride))
 
@@ -186,6 +191,7 @@ class InertUnpickler(pickle._Unpickler):
     def _leave_state(self) -> None:
         """The attributes of an object, the `_metadata` of a state dict."""
         self.stack.pop()
+        self._target(dict)
 
     def _append_item(self) -> None:
         item = self.stack.pop()
@@ -195,8 +201,7 @@ class InertUnpickler(pickle._Unpickler):
         self._extend(self.pop_mark())
 
     def _extend(self, items: list) -> None:
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(items)
+        self._target(list).extend(items)
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -207,8 +212,16 @@ class InertUnpickler(pickle._Unpickler):
         self._set(zip(items[::2], items[1::2], strict=True))
 
     def _set(self, pairs: Iterable[tuple[object, object]]) -> None:
-        if isinstance(self.stack[-1], dict):
-            self.stack[-1].update((_plain_key(key), value) for key, value in pairs)
+        self._target(dict).update((_plain_key(key), value) for key, value in pairs)
+
+    def _target(self, kind: type) -> object:
+        """What an operation fills; something to throw away where an `Inert` is to be filled."""
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            return kind()
+        if not isinstance(target, kind):
+            raise pickle.UnpicklingError(f"fills a {type(target).__name__} as if it were another")
+        return target
 
     def _make_dict(self) -> None:
         items = self.pop_mark()
