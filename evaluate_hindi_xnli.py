@@ -89,7 +89,8 @@ def check_inputs(config: Evaluation, problems: Sequence[str]) -> Inputs:
         raise UsageError(found)
     sources = [*first, *second]
     own = [(source.path, source.own_data) for source in sources if source.own_data is not None]
-    config = replace(config, data=data_of_models(config.data, own))
+    data, reading = data_of_models(config.data, config.rows, own)
+    config = replace(config, data=data, rows=reading)
     require_one_recipe(first)
     require_one_recipe(second)
     require_same_classes(sources)
@@ -97,7 +98,7 @@ def check_inputs(config: Evaluation, problems: Sequence[str]) -> Inputs:
     if config.data.dataset is None:
         rows = rows_of_predictions(first[0].predicted, classes)
     else:
-        rows = load_rows(config.data, classes, first[0].path)
+        rows = load_rows(config.data, config.rows, classes, first[0].path)
     encoded = encode_rows(sources, rows, config.data.cache_dir)
     precision = precision_of(config.machine.dtype, device)
     inference = Inference(precision.dtype, config.machine.max_tokens_per_batch)
@@ -172,7 +173,7 @@ def run(inputs: Inputs) -> None:
         }
         save_atomically(
             output.out_dir / PREDICTIONS_FILE,
-            lambda path: write_predictions(path, split, first.scored),
+            lambda path: write_predictions(path, {split: first.scored}),
         )
         if output.report:
             write_report_of(inputs, results)

@@ -49,7 +49,7 @@ import torch
 from load_checkpoint_helper import config_of, read_pretrained
 from model import GPTBatched, GPTClassification
 from xnli_gpt.data.encoded import JoinedDatasets
-from xnli_gpt.data.loading import load_datasets
+from xnli_gpt.data.loading import Wanted, load_datasets
 from xnli_gpt.devices import device_of, precision_of, words_about_precision
 from xnli_gpt.errors import UsageError
 from xnli_gpt.files import own_folder, save_json
@@ -66,9 +66,9 @@ from xnli_gpt.fine_tuning.inputs import (
 )
 from xnli_gpt.fine_tuning.scores import (
     outcome,
-    report_on_test,
     score_best,
     score_best_of_sets,
+    write_report_of,
     write_results,
 )
 from xnli_gpt.fine_tuning.setup import find_save, fit_to_machine, make_optimizer, make_trainer
@@ -265,8 +265,9 @@ def score_and_report(run: Run, state: TrainState, found: dict, check: dict | Non
 
     scores, best = score_best(run, model_of)
     if run.config.run.report:
-        for name, metrics in report_on_test(run, best, state, found).items():
-            scores["test"].get("sets", {name: scores["test"]})[name].update(metrics)
+        split, of_sets = write_report_of(run, best, state, found)
+        for name, metrics in of_sets.items():
+            scores[split].get("sets", {name: scores[split]})[name].update(metrics)
     best_of_sets = score_best_of_sets(run, state, model_of)
     if run.inputs.ranks.is_main_process:
         write_results(run, state, scores, best_of_sets, check)
@@ -312,7 +313,8 @@ def read_data(config: FineTuning, inputs: Inputs) -> JoinedDatasets:
     splits = tuple(split for split in SPLITS if split != "train" or not config.run.eval_only)
     classes = None if inputs.saved is None else tuple(inputs.saved["classes"])
     in_turn = inputs.ranks.main_process_first
-    return load_datasets(config.data, splits, classes, inputs.encoding, in_turn)
+    wanted = Wanted(config.data, config.rows, splits, classes)
+    return load_datasets(wanted, inputs.encoding, in_turn)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

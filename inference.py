@@ -167,10 +167,10 @@ def model_of_saved(saved: dict, path: Path) -> GPTClassification:
 
 def _problem_of_texts(pair: object) -> str | None:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        return f"expected a premise and a hypothesis, found {shown(pair, 60)}"
+        return f"expected a premise and a hypothesis, found {shown(repr(pair), 60)}"
     for name, text in zip(("premise", "hypothesis"), pair, strict=True):
         if not isinstance(text, str):
-            return f"the {name} must be text, found {shown(text, 60)}"
+            return f"the {name} must be text, found {shown(repr(text), 60)}"
         if not text.strip():
             return f"the {name} is empty"
         try:

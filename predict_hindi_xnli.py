@@ -12,25 +12,21 @@ done (said in lines that begin with "error:"), 130 interrupted.
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from xnli_gpt.commands import Command
+from xnli_gpt.data.row_files import QUOTES, TEXT_KINDS, kind_of
 from xnli_gpt.errors import UsageError
 from xnli_gpt.machine import InferenceOptions
 from xnli_gpt.options import group, option
 from xnli_gpt.processors import set_up_libraries
 
-FILE_KINDS = ("jsonl", "csv", "tsv")
 # Pairs that are in memory at once; the first chunk is small, so that a pipe soon gives something.
 FIRST_CHUNK, LARGEST_CHUNK = 64, 4096
 EXIT_INTERRUPTED = 130
@@ -62,16 +58,21 @@ class FileOptions:
 
     input: Path | None = option(
         None,
-        "a .jsonl, .csv or .tsv file; default what is piped in: jsonl, tsv with a header, or "
-        "lines of premise, tab, hypothesis",
+        "a .jsonl, .json, .csv or .tsv file, or one of them with .gz; default what is piped in: "
+        "jsonl, tsv with a header, or lines of premise, tab, hypothesis",
         must_exist=True,
     )
     output: Path | None = option(None, "a .jsonl, .csv or .tsv file; default standard output")
     text_column: tuple[str, str] = option(
         ("premise", "hypothesis"), "columns of premise, hypothesis"
     )
+    quotes: str | None = option(
+        None, "in tsv, a quotation mark is a letter (text), or quotes a field (csv)", choices=QUOTES
+    )
     bad_rows: str = option(
-        "stop", "skip: name rows that can't be used, and go on", choices=("stop", "skip")
+        "error",
+        "rows that can't be used: error, or skip: name them and go on",
+        choices=("error", "skip", "stop"),  # "stop" is what older versions called "error"
     )
 
 
@@ -106,47 +107,13 @@ from tqdm import tqdm
 import model
 from inference import Prediction, XNLIClassifier, model_of_saved
 from xnli_gpt.checkpoints.fine_tuned import fine_tuned_file, read_fine_tuned
-from xnli_gpt.data.text_files import SEPARATORS
 from xnli_gpt.data.tokenizer import encoding_of_saved
 from xnli_gpt.devices import device_of, emulation_warning
 from xnli_gpt.errors import DataError
 from xnli_gpt.export.folder import FineTuned, require_new, write_folder
 from xnli_gpt.files import save_atomically
-
-
-@dataclass(frozen=True)
-class Row:
-    """A pair as its source has it, and how messages name its place."""
-
-    where: str
-    fields: dict[str, object]
-    pair: tuple[object, object]
-
-
-@dataclass(frozen=True)
-class PairSource:
-    """Pairs that are read one by one; `kind` is one of FILE_KINDS, or "lines" without header."""
-
-    name: str
-    kind: str
-    columns: list[str]  # what csv and tsv output takes over
-    rows: Iterator[Row]
-    bytes_read: Callable[[], int] | None  # None where that can't be known
-    num_bytes: int | None
-
-
-class BadRows:
-    """What is done with a row that can't be used: an error, or a note and the next row."""
-
-    def __init__(self, policy: str):
-        self.policy = policy
-        self.count = 0
-
-    def __call__(self, where: str, problem: str) -> None:
-        if self.policy == "stop":
-            raise DataError(f"{where}: {problem}; --bad_rows skip leaves such rows out")
-        self.count += 1
-        tqdm.write(f"skipped {where}: {problem}", file=sys.stderr)
+from xnli_gpt.prediction.output import OUTPUT_KINDS, json_line, row_writer, standard_output
+from xnli_gpt.prediction.pairs import BadRows, PairReader, PairSource, Row
 
 
 def check_request(config: Predicting, problems: Sequence[str]) -> None:
@@ -182,10 +149,10 @@ def _problems_of_task(config: Predicting) -> list[str]:
 
 def _problems_of_files(config: Predicting) -> list[str]:
     problems = []
-    for name in ("input", "output"):
+    for name, kinds in (("input", TEXT_KINDS), ("output", OUTPUT_KINDS)):
         path = getattr(config.files, name)
-        if path is not None and _kind_of(path) not in FILE_KINDS:
-            endings = ", ".join(f".{kind}" for kind in FILE_KINDS)
+        if path is not None and kind_of(path) not in kinds:
+            endings = ", ".join(f".{kind}" for kind in kinds)
             problems.append(f"--{name} {path}: expected a file that ends in {endings}")
     if config.files.input is not None and not Path(config.files.input).is_file():
         problems.append(f"--input {config.files.input}: no such file")
@@ -205,172 +172,9 @@ def _problems_of_output(config: Predicting) -> list[str]:
     elif config.files.input is not None and output.exists() and Path(config.files.input).exists():
         if output.samefile(config.files.input):
             problems.append(f"--output {output}: is the input; name another file")
-    if config.output.json and _kind_of(output) != "jsonl":
+    if config.output.json and kind_of(output) != "jsonl":
         problems.append(f"--json: goes with standard output; name --output {output.stem}.jsonl")
     return problems
-
-
-def _kind_of(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
-
-
-@contextlib.contextmanager
-def opened_pairs(config: Predicting, bad: BadRows) -> Iterator[PairSource]:
-    """The pairs of --input, or of standard input; read as they are asked for.
-
-    Raises DataError for a header without the columns.
-    """
-    columns = (config.files.text_column[0], config.files.text_column[1])
-    # What is no UTF-8 becomes surrogates, by which the row is found that holds it.
-    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    if config.files.input is None:
-        file = TextIOWrapper(sys.stdin.buffer, **options)
-        kind, lines = _kind_of_lines(file, columns)
-        yield _pair_source("standard input", kind, lines, columns, bad)
-        # Whoever called may want to go on with its standard input.
-        file.detach()
-        return
-    path = Path(config.files.input)
-    with open(path, **options) as file:
-        source = _pair_source(str(path), _kind_of(path), file, columns, bad)
-        yield PairSource(
-            source.name,
-            source.kind,
-            source.columns,
-            source.rows,
-            file.buffer.tell,
-            path.stat().st_size,
-        )
-
-
-def _kind_of_lines(file: TextIO, columns: tuple[str, str]) -> tuple[str, Iterator[str]]:
-    """What a stream holds, told by its first line with something on it, and all its lines."""
-    seen: list[str] = []
-    for line in file:
-        seen.append(line)
-        if line.strip():
-            break
-    first = seen[-1].strip("\r\n") if seen else ""
-    if first.lstrip().startswith("{"):
-        kind = "jsonl"
-    else:
-        kind = "tsv" if set(columns) <= set(first.split("\t")) else "lines"
-    return kind, chain(seen, file)
-
-
-def _pair_source(
-    name: str, kind: str, lines: Iterator[str], columns: tuple[str, str], bad: BadRows
-) -> PairSource:
-    header = list(columns)
-    if kind in SEPARATORS:
-        reader = csv.reader(lines, delimiter=SEPARATORS[kind], strict=True)
-        header = _header(reader, name, columns)
-        rows = _delimited_rows(reader, header, name, columns, bad)
-    elif kind == "jsonl":
-        rows = _jsonl_rows(lines, name, columns, bad)
-    else:
-        rows = _tab_separated_rows(lines, name, columns, bad)
-    return PairSource(name, kind, header, rows, None, None)
-
-
-def _header(reader: Iterator[list[str]], name: str, columns: tuple[str, str]) -> list[str]:
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
-        raise DataError(f"{name}: its header can't be read ({error})") from error
-    if not all(map(_is_unicode, header)):
-        raise DataError(f"{name}: its header is not UTF-8; convert the file")
-    missing = [column for column in columns if column not in header]
-    repeated = [column for column in header if header.count(column) > 1]
-    if missing:
-        raise DataError(f"{name}: {_missing_columns(missing, header)}")
-    if repeated:
-        raise DataError(f"{name}: column {repeated[0]} stands twice in the header")
-    return header
-
-
-def _missing_columns(missing: Sequence[str], found: Iterable[str]) -> str:
-    return (
-        f"no column {', '.join(missing)} (found {', '.join(found) or 'nothing'}); name the "
-        "columns with --text_column PREMISE HYPOTHESIS"
-    )
-
-
-def _delimited_rows(
-    reader: Iterator[list[str]],
-    header: list[str],
-    name: str,
-    columns: tuple[str, str],
-    bad: BadRows,
-) -> Iterator[Row]:
-    while True:
-        # A row with line ends in its fields is named by its first line.
-        where = f"{name} line {reader.line_num + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            bad(where, f"its quotes are not those of a quoted field ({error})")
-            continue
-        if fields is None:
-            return
-        if fields and len(fields) != len(header):
-            bad(where, f"{len(fields)} fields, expected the {len(header)} of the header")
-        elif not all(map(_is_unicode, fields)):
-            bad(where, "not UTF-8")
-        elif fields:
-            named = dict(zip(header, fields, strict=True))
-            yield Row(where, named, (named[columns[0]], named[columns[1]]))
-
-
-def _jsonl_rows(
-    lines: Iterator[str], name: str, columns: tuple[str, str], bad: BadRows
-) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{name} line {number}"
-        fields = _parsed_object(line)
-        if isinstance(fields, str):
-            bad(where, fields)
-        elif missing := [column for column in columns if column not in fields]:
-            bad(where, _missing_columns(missing, fields))
-        else:
-            yield Row(where, fields, (fields[columns[0]], fields[columns[1]]))
-
-
-def _parsed_object(line: str) -> dict[str, object] | str:
-    """The object of a line of JSON, or what is wrong with the line."""
-    if not _is_unicode(line):
-        return "not UTF-8"
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return fields if isinstance(fields, dict) else "no object, expected one a line"
-
-
-def _tab_separated_rows(
-    lines: Iterator[str], name: str, columns: tuple[str, str], bad: BadRows
-) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{name} line {number}"
-        texts = line.strip("\r\n").split("\t")
-        if not _is_unicode(line):
-            bad(where, "not UTF-8")
-        elif len(texts) != 2:
-            bad(where, f"{len(texts)} fields, expected premise, tab, hypothesis")
-        else:
-            yield Row(where, dict(zip(columns, texts, strict=True)), (texts[0], texts[1]))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
 
 
 def predicted_chunks(
@@ -395,42 +199,6 @@ def _usable(classifier: XNLIClassifier, rows: Iterable[Row], bad: BadRows) -> It
             yield row
         else:
             bad(row.where, problem)
-
-
-def row_writer(
-    kind: str, file: TextIO, columns: Sequence[str], classes: Sequence[str]
-) -> Callable[[Row, Prediction], None]:
-    """A function that writes a row and its prediction to `file`, after the header, if any.
-
-    jsonl keeps all that the input has; csv and tsv keep `columns`; "lines" are the two texts.
-    """
-    if kind == "jsonl":
-        return lambda row, prediction: file.write(json_line(row.fields, prediction))
-    if kind == "lines":
-        return lambda row, prediction: file.write(
-            "\t".join([*row.pair, *_printed(prediction)]) + "\n"
-        )
-    writer = csv.writer(file, delimiter=SEPARATORS[kind], lineterminator="\n")
-    added = ["prediction", *(f"probability_{name}" for name in classes)]
-    kept = [column for column in columns if column not in added]
-    writer.writerow([*kept, *added])
-    return lambda row, prediction: writer.writerow(
-        [*(row.fields[column] for column in kept), *_printed(prediction)]
-    )
-
-
-def _printed(prediction: Prediction) -> list[str]:
-    return [prediction.label, *(f"{p:.6f}" for p in prediction.probabilities.values())]
-
-
-def json_line(fields: dict[str, object], prediction: Prediction) -> str:
-    """The fields of a row with its prediction, as a line of JSON."""
-    record = fields | {
-        "prediction": prediction.label,
-        "probabilities": prediction.probabilities,
-        "logits": prediction.logits,
-    }
-    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def predict_one(config: Predicting, classifier: XNLIClassifier, out: TextIO) -> None:
@@ -476,7 +244,7 @@ def _write_predictions(
 ) -> int:
     kind = source.kind
     if config.files.output is not None:
-        kind = _kind_of(Path(config.files.output))
+        kind = kind_of(Path(config.files.output))
     elif config.output.json:
         kind = "jsonl"
     write, written = row_writer(kind, out, source.columns, classifier.classes), 0
@@ -499,22 +267,6 @@ def _progress_bar(source: PairSource, out: TextIO) -> tqdm:
     unit = {"unit": " pairs"} if source.bytes_read is None else {"unit": "B", "unit_scale": True}
     hidden = True if out.isatty() else None
     return tqdm(total=source.num_bytes, desc="predicting", disable=hidden, **unit)
-
-
-@contextlib.contextmanager
-def standard_output() -> Iterator[TextIO]:
-    """Standard output in UTF-8; a reader that has seen enough, as `head`, ends the work quietly."""
-    out = sys.stdout
-    out.reconfigure(encoding="utf-8", errors="backslashreplace")
-    try:
-        yield out
-        out.flush()
-    except OSError as error:
-        # What is still in the buffer would fail once more when Python ends.
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), out.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise
 
 
 def export_checkpoint(checkpoint: Path, folder: Path) -> None:
@@ -551,8 +303,9 @@ def run(config: Predicting) -> None:
         with standard_output() as out:
             predict_one(config, classifier, out)
         return
-    bad = BadRows(config.files.bad_rows)
-    with opened_pairs(config, bad) as source:
+    files = config.files
+    bad = BadRows(files.bad_rows == "skip")
+    with PairReader(files.text_column, files.quotes, bad).opened(files.input) as source:
         written = predict_many(config, classifier, source, bad)
     if config.files.output is not None:
         skipped = f", {bad.count} rows skipped" if bad.count else ""

@@ -28,7 +28,7 @@ from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoin
 from model import GPTBatched, GPTClassification, GPTConfig
 from xnli_gpt.data import cache
 from xnli_gpt.data.cache import load_encoded
-from xnli_gpt.data.encoded import EncodedSplit, collate
+from xnli_gpt.data.encoded import EncodedSplit, pack
 from xnli_gpt.data.loading import pick_training_examples
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import load_pair_encoding
@@ -584,7 +584,8 @@ def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
     # The rows come longest first; each alone, straight from the model.
     order = np.argsort(-split.lengths, kind="stable")
     with torch.no_grad():
-        straight = torch.cat([model(*collate(split, [row])[:2]) for row in order])
+        rows = (pack(split, [row])[:2] for row in order)
+        straight = torch.cat([model(tokens[None], length) for tokens, length in rows])
     torch.testing.assert_close(alone, straight, rtol=0, atol=1e-4)
     assert float((alone[0] - alone[-1]).abs().max()) > 1e-2
 

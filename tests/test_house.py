@@ -11,7 +11,7 @@ ROOMS = (
     *("errors", "messages", "choices", "files", "processors", "provenance", "devices"),
     *("spelling", "options", "flags", "commands", "machine"),
     *("network", "checkpoints", "data", "training", "evaluation", "report"),
-    *("export", "fine_tuning"),
+    *("export", "prediction", "fine_tuning"),
 )
 UPPER_FLOOR = {path.stem for path in ROOT.glob("*.py")}
 FILES = sorted((ROOT / "xnli_gpt").rglob("*.py"))

@@ -294,7 +294,7 @@ def test_csv_and_tsv_with_all_that_their_fields_may_hold(
     source.write_bytes(b"\xef\xbb\xbf" + buffer.getvalue().encode() + b"\r\n")
     output = tmp_path / f"predictions.{kind}"
     words = ["--input", source, "--output", output, "--text_column", "context", "claim"]
-    assert run(assets, *words) == 0
+    assert run(assets, *words, "--quotes", "csv") == 0
     with open(output, encoding="utf-8", newline="") as file:
         records = list(csv.DictReader(file, delimiter=separator))
     expected = classifier.predict(pairs_of(rows))
@@ -366,9 +366,9 @@ def test_bad_rows_are_skipped_by_flag_and_named(assets, tmp_path, capsys, in_chu
 
 
 BAD_CSV = [
-    ("a,b,c", "3 fields, expected the 2 of the header"),
+    ("a,b,c", "has 3 fields, expected the 2 of the header"),
     ("a", "1 fields"),
-    ('"a"b,c', "its quotes are not those of a quoted field"),
+    ('"a"b,c', "has a field that opens with a quote but is not a quoted field"),
     ("a,", "the hypothesis is empty"),
 ]
 
@@ -395,7 +395,7 @@ def test_bytes_that_are_no_text_are_named(assets, tmp_path, capsys):
     ):
         (tmp_path / name).write_bytes(text)
         (said,) = error_lines(capsys, assets, "--input", tmp_path / name)
-        assert f"line {1 + name.endswith('csv')}: not UTF-8" in said
+        assert f"line {1 + name.endswith('csv')}: is not UTF-8" in said
     (tmp_path / "wide.csv").write_bytes("premise,hypothesis\na,b\n".encode("utf-16"))
     (said,) = error_lines(capsys, assets, "--input", tmp_path / "wide.csv")
     assert "its header is not UTF-8" in said
@@ -465,7 +465,7 @@ def test_lines_from_a_pipe_go_out_as_lines(assets, classifier, monkeypatch, caps
 
 def test_a_header_in_a_pipe_names_its_columns(assets, monkeypatch, capsys):
     given_stdin(monkeypatch, 'id\thypothesis\tpremise\n7\tb\t"a\ta"\n')
-    assert run(assets) == 0
+    assert run(assets, "--quotes", "csv") == 0
     header, row = list(csv.reader(io.StringIO(capsys.readouterr().out), delimiter="\t"))
     record = dict(zip(header, row, strict=True))
     assert (record["id"], record["premise"], record["hypothesis"]) == ("7", "a\ta", "b")
@@ -490,9 +490,9 @@ def test_lines_become_json_by_flag(assets, monkeypatch, capsys):
     ("text", "problem"),
     [
         ("", "standard input: no pairs"),
-        ("a b\n", "standard input line 1: 1 fields, expected premise, tab, hypothesis"),
-        ("a\tb\nc\td\te\n", "standard input line 2: 3 fields"),
-        (b"a\t\xff\n", "standard input line 1: not UTF-8"),
+        ("a b\n", "standard input line 1: has 1 fields, expected premise, tab, hypothesis"),
+        ("a\tb\nc\td\te\n", "standard input line 2: has 3 fields"),
+        (b"a\t\xff\n", "standard input line 1: is not UTF-8"),
     ],
 )
 def test_what_is_wrong_in_a_pipe(assets, monkeypatch, capsys, text, problem):
@@ -556,11 +556,11 @@ def test_a_full_disk_is_one_line(assets, monkeypatch, capsys):
         (["--premise", "a"], "--premise: give both"),
         (["--premise", "a", "--hypothesis", "b", "--output", "x.csv"], "--output: goes with many"),
         (["--input", "none.jsonl"], "--input none.jsonl: no such file"),
-        (["--input", "pairs.txt"], "expected a file that ends in .jsonl, .csv, .tsv"),
+        (["--input", "pairs.txt"], "expected a file that ends in .jsonl, .json, .csv, .tsv"),
         (["--output", "none/out.csv"], "no folder none; make it first"),
         (["--output", "out.csv", "--json"], "--json: goes with standard output"),
         (["--export", "x", "--premise", "a"], "--premise: nothing is predicted with --export"),
-        (["--bad_rows", "keep"], "expected stop or skip"),
+        (["--bad_rows", "keep"], "expected error or skip"),
         (["--device", "tpu"], "--device tpu"),
         (["--dtype", "int8"], "--dtype int8"),
     ],

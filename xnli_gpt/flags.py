@@ -159,6 +159,17 @@ def _parser(description: str, groups: FlagGroups, recipes: bool) -> argparse.Arg
     return parser
 
 
+class _Repeated(argparse.Action):
+    """Takes the values of every time that a flag stands on a command line, and of no recipe."""
+
+    def __call__(
+        self, parser: object, arguments: argparse.Namespace, values: list, option: object = None
+    ) -> None:
+        before = getattr(arguments, self.dest)
+        is_first = before is self.default or before is parser.get_default(self.dest)
+        setattr(arguments, self.dest, [*([] if is_first else before), *values])
+
+
 def _argparse_options(flag: Flag) -> dict[str, object]:
     default = " ".join(flag.default) if isinstance(flag.default, list) else flag.default
     options = {"default": flag.default, "help": f"{flag.help} (default: {default})"}
@@ -168,6 +179,8 @@ def _argparse_options(flag: Flag) -> dict[str, object]:
     options |= {"type": _lenient(flag.kind), "metavar": flag.metavar or metavar}
     # Without its word a positional flag is for the command to miss, among all other problems.
     nargs = {None: "?", "+": "*"}[flag.count] if flag.positional else flag.count
+    if flag.repeatable:
+        options["action"] = _Repeated
     return options | {"nargs": nargs}
 
 

@@ -20,7 +20,8 @@ class Flag:
     """One line of the command line: `kind` is int, float, str, bool, or Path for what may be a
     path, whose `~` is expanded; `count` as argparse's nargs; `low` and `high` are inclusive bounds,
     `above` an exclusive one; `must_exist` is for paths and globs of what a command reads;
-    `positional` for a word without --name, which `metavar` calls."""
+    `positional` for a word without --name, which `metavar` calls; `repeatable` for one whose values
+    are those of every time that it stands on a command line."""
 
     name: str
     kind: type
@@ -34,6 +35,7 @@ class Flag:
     must_exist: bool = False
     positional: bool = False
     metavar: str | None = None
+    repeatable: bool = False
 
     @property
     def option(self) -> str:

@@ -56,6 +56,8 @@ def write_split(folder, stem, kind, rows):
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif kind == "jsonl":
         path.write_text(as_jsonl(rows), encoding="utf-8")
+    elif kind == "json":
+        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     else:
         path.write_bytes(as_delimited(rows, {"csv": ",", "tsv": "\t"}[kind]).encode())
 

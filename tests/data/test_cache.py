@@ -24,7 +24,7 @@ from limits import HANG_S
 from shell import ROOT
 
 from xnli_gpt.choices import SPLITS
-from xnli_gpt.data import cache, sources, text_files
+from xnli_gpt.data import cache, sources, tables
 from xnli_gpt.data.cache import load_encoded
 from xnli_gpt.data.labels import NLI_CLASSES
 from xnli_gpt.data.request import DataRequest
@@ -66,7 +66,7 @@ def test_a_second_start_reads_the_cache(tmp_path, encoding, monkeypatch, source)
         request = DataRequest("hindi_xnli", data_dir=str(tmp_path / "data"))
     monkeypatch.setitem(sources.BUILTIN, "built-in", lambda: dict.fromkeys(SPLITS, rows_of()))
     first = load_encoded(request, encoding, tmp_path / "cache")
-    for room in (sources, text_files):
+    for room in (sources, tables):
         forbid(monkeypatch, "quiet_datasets", room=room)
     forbid(monkeypatch, "_checked_texts", "encode_distinct", "_write_cache")
     second = load_encoded(request, encoding, tmp_path / "cache")

@@ -172,7 +172,7 @@ def test_names_of_xnli_stay_themselves_in_a_recipe():
     words = ["--dataset", "hindi_xnli", "./hindi_xnli", "xnli_ur"]
     config, _ = finetune.COMMAND.parse(words)
     lasting = ["hindi_xnli", os.path.abspath("hindi_xnli"), "xnli_ur"]
-    assert data_flags(config.data)["dataset"] == lasting
+    assert data_flags(config.data, config.rows)["dataset"] == lasting
 
 
 def test_a_run_of_xnli_is_not_scored_on_a_folder_of_its_name(assets, capsys):

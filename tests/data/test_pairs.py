@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, trainers
 from tokenizers.processors import TemplateProcessing
 
 from xnli_gpt.choices import SPLITS, TEMPLATES
-from xnli_gpt.data.encoded import collate
+from xnli_gpt.data.encoded import pack
 from xnli_gpt.data.labels import NLI_CLASSES
 from xnli_gpt.data.pairs import encode_pairs
 from xnli_gpt.data.tokenizer import PairEncoding, load_pair_encoding
@@ -89,9 +89,9 @@ def test_token_id_zero_is_an_ordinary_token(tmp_path):
     row = split.row(0)
     assert row[0] == row[-1] == 0
     assert (row == 0).sum() == 3
-    ids, lengths, _ = collate(split, [0, 2])
+    ids, lengths, _ = pack(split, [0, 2])
     assert lengths.tolist() == [len(split.row(0)), len(split.row(2))]
-    assert ids[0, : lengths[0]].tolist() == row.tolist()
+    assert ids[: lengths[0]].tolist() == row.tolist()
 
 
 def test_what_the_file_says_of_rows_is_switched_off(tmp_path, tokenizer):

@@ -21,6 +21,14 @@ class PretrainedOptions:
         None, "path, or a name in --tokenizer_dir", is_path=True, metavar="NAME"
     )
     tokenizer_dir: str | None = option(None, "folder of tokenizers", is_path=True)
+    end_of_text: str | None = option(
+        None,
+        "the token before every document of the pretraining, where its files do not tell",
+        metavar="TOKEN",
+    )
+    normalize: str | None = option(
+        None, "a Unicode form that texts get before they are tokenised", choices=("NFC", "NFKC")
+    )
     n_layer: int | None = option(None, "detected; checked where given", low=1)
     n_head: int | None = option(None, "detected; needed only where the file does not tell", low=1)
     n_embd: int | None = option(None, "detected; checked where given", low=1)

@@ -14,21 +14,24 @@ import socket
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from xnli_gpt.choices import TEMPLATES
 from xnli_gpt.data.encoded import CACHED_ARRAYS, EncodedDataset, EncodedSplit
-from xnli_gpt.data.labels import classes_of, label_ids, label_names
-from xnli_gpt.data.library import said_as_data_error
+from xnli_gpt.data.labels import any_label, classes_of, label_ids, note_of_numbers
+from xnli_gpt.data.leaks import find_leaks
 from xnli_gpt.data.pairs import TextSplit, encode_distinct, encode_split
-from xnli_gpt.data.request import DataRequest, checked_column, require_columns, require_splits
+from xnli_gpt.data.request import DataRequest, require_splits
+from xnli_gpt.data.selection import select_rows
 from xnli_gpt.data.sources import Source, find_source
 from xnli_gpt.data.tokenizer import PairEncoding
+from xnli_gpt.data.tokenizer_check import notes_of_encoding
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def load_encoded(
@@ -45,8 +48,7 @@ def load_encoded(
     folder = Path(cache_dir) / f"encoded-{key}"
     cached = _read_cache(folder)
     if cached is None:
-        texts, classes = _checked_texts(source, request)
-        cached = _write_cache(folder, texts, classes, encoding, source.content_hash)
+        cached = _write_cache(folder, _checked_texts(source, request), encoding, source)
     return cached
 
 
@@ -54,34 +56,44 @@ def load_texts(
     request: DataRequest, cache_dir: str | Path
 ) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
     """Return the rows asked for as text, with their classes; checked as by `load_encoded`."""
-    source = find_source(request, Path(cache_dir))
-    return _checked_texts(source, request)
+    checked = _checked_texts(find_source(request, Path(cache_dir)), request)
+    return checked.splits, checked.classes
 
 
-def _checked_texts(
-    source: Source, request: DataRequest
-) -> tuple[dict[str, TextSplit], tuple[str, ...]]:
-    loaded = source.load()
-    require_splits(loaded, source.name, request)
-    texts, labels = {}, {}
-    for split in request.splits:
-        where = source.where(split)
-        require_columns(loaded[split].column_names, where, request)
-        with said_as_data_error(where):
-            # Arrow maps files as they are: a damaged one could end the process here.
-            loaded[split].data.validate(full=True)
-            columns = [loaded[split][column][:] for column in request.columns]
-        texts[split] = [
-            checked_column(values, column, where)
-            for values, column in zip(columns, request.text_columns, strict=False)
-        ]
-        names = getattr(loaded[split].features[request.label_column], "names", None)
-        labels[split] = label_names(columns[-1], names, request.label_column, where)
-    classes = request.classes or classes_of(labels, source.name, request)
-    return {
-        split: TextSplit(*texts[split], label_ids(labels[split], classes, source.where(split)))
-        for split in request.splits
-    }, classes
+@dataclass(frozen=True)
+class _CheckedTexts:
+    """Rows as text with label ids, and what was found of them."""
+
+    splits: dict[str, TextSplit]
+    classes: tuple[str, ...]
+    leaked: dict[str, list[int]]
+    notes: list[str]
+    label_kind: str
+
+
+def _checked_texts(source: Source, request: DataRequest) -> _CheckedTexts:
+    tables = source.load()
+    splits = require_splits({s: t.num_rows for s, t in tables.items()}, source.name, request)
+    where = {split: source.where(split) for split in splits}
+    selected = select_rows({split: tables[split] for split in splits}, where, request)
+    labels = {split: rows.labels for split, rows in selected.items()}
+    labelled = {split: of_split for split, of_split in labels.items() if any_label(of_split)}
+    classes = request.classes or classes_of(labelled or labels, source.name, request)
+    every = list(chain.from_iterable(labels.values()))
+    notes = [note for rows in selected.values() for note in rows.notes]
+    notes += filter(None, [note_of_numbers(every, classes)])
+    leaked, of_leaks = find_leaks(selected, where)
+    texts = {
+        split: TextSplit(
+            rows.premises,
+            rows.hypotheses,
+            label_ids(labels[split], classes, where[split]),
+            dict(rows.carried),
+        )
+        for split, rows in selected.items()
+    }
+    kind = "numbers" if any(isinstance(label, int) for label in every) else "names"
+    return _CheckedTexts(texts, classes, leaked, [*notes, *of_leaks], kind)
 
 
 def _cache_key(content_hash: str, request: DataRequest, encoding: PairEncoding) -> str:
@@ -99,28 +111,27 @@ def _cache_key(content_hash: str, request: DataRequest, encoding: PairEncoding) 
 
 
 def _write_cache(
-    folder: Path,
-    texts: Mapping[str, TextSplit],
-    classes: tuple[str, ...],
-    encoding: PairEncoding,
-    content_hash: str,
+    folder: Path, texts: _CheckedTexts, encoding: PairEncoding, source: Source
 ) -> EncodedDataset:
     """Encode and write beside, then rename: a folder with the final name is whole."""
     partial = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    encoded_texts = encode_distinct(texts, encoding)
+    encoded_texts = encode_distinct(texts.splits, encoding)
     statistics, checksums = {}, {}
-    for split, rows in texts.items():
+    for split, rows in texts.splits.items():
         arrays, statistics[split] = encode_split(split, rows, encoded_texts, encoding)
         for name, array in arrays.items():
             path = partial / f"{split}.{name}.npy"
             np.save(path, array)
             checksums[path.name] = _crc_of_file(path)
     meta = {
-        "classes": classes,
+        "classes": texts.classes,
         "statistics": statistics,
-        "content_hash": content_hash,
+        "content_hash": source.content_hash,
+        "leaked": texts.leaked,
+        "notes": [*texts.notes, *notes_of_encoding(encoded_texts.number_of, encoding)],
+        "label_kind": texts.label_kind,
         "checksums": checksums,
     }
     meta["checksum"] = _crc_of_meta(meta)
@@ -159,8 +170,15 @@ def _read_cache(folder: Path) -> EncodedDataset | None:
             )
             for split in meta["statistics"]
         }
-        classes = tuple(meta["classes"])
-        return EncodedDataset(splits, classes, meta["statistics"], meta["content_hash"])
+        return EncodedDataset(
+            splits,
+            tuple(meta["classes"]),
+            meta["statistics"],
+            meta["content_hash"],
+            meta["leaked"],
+            tuple(meta["notes"]),
+            meta["label_kind"],
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

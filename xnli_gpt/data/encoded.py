@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class EncodedSplit:
         """[N] tokens of every row, its special tokens included."""
         return np.diff(self.offsets)
 
+    @property
+    def has_labels(self) -> bool:
+        """Return whether the rows have labels: -1 is none."""
+        return bool(len(self.labels)) and int(self.labels.min()) >= 0
+
     def row(self, index: int) -> np.ndarray:
         """The token ids of one row."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
@@ -49,6 +54,10 @@ class EncodedDataset:
     classes: tuple[str, ...]
     statistics: dict[str, dict]
     content_hash: str
+    # Of other splits than train, the rows whose pair stands in train, too.
+    leaked: dict[str, list[int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # for the user
+    label_kind: str = "names"  # or "numbers", which nothing gives names to
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,12 @@ class JoinedDatasets:
         return int(max(split.lengths.max() for split in splits))
 
     def splits(self, split: str) -> dict[str, EncodedSplit]:
-        """Return the split of every set."""
-        return {name: data.splits[split] for name, data in self.sets.items()}
+        """Return the split of every set that has it."""
+        return {n: data.splits[split] for n, data in self.sets.items() if split in data.splits}
+
+    def scored_splits(self, split: str) -> dict[str, EncodedSplit]:
+        """Return the split of every set that has it with labels."""
+        return {name: one for name, one in self.splits(split).items() if one.has_labels}
 
 
 def joined(sets: Mapping[str, EncodedDataset]) -> JoinedDatasets:
@@ -83,6 +96,12 @@ def joined(sets: Mapping[str, EncodedDataset]) -> JoinedDatasets:
             raise DataError(
                 f"`dataset` {name}: classes {', '.join(data.classes)}, but {first_name} has "
                 f"{', '.join(first.classes)}: sets of other classes can't be joined"
+            )
+        if data.label_kind != first.label_kind:
+            raise DataError(
+                f"`dataset` {name}: labels that are {data.label_kind}, but those of {first_name} "
+                f"are {first.label_kind}: which name each number has is not known; say it by "
+                "`label_names`, the names in the order of their numbers"
             )
     trains = [data.splits["train"] for data in sets.values() if "train" in data.splits]
     train_sets = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
@@ -108,15 +127,6 @@ def pack(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, T
     lengths = split.offsets[indices + 1] - starts
     tokens = split.tokens[places_of_rows(starts, lengths)].astype(np.int64)
     return tuple(torch.from_numpy(array) for array in (tokens, lengths, split.labels[indices]))
-
-
-def collate(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows padded on the right to the longest: ids [B, T], lengths [B], labels [B], all int64."""
-    tokens, lengths, labels = pack(split, indices)
-    is_token = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, T]
-    input_ids = torch.zeros(is_token.shape, dtype=torch.int64)  # [B, T]
-    input_ids[is_token] = tokens
-    return input_ids, lengths, labels
 
 
 def places_of_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Options about the rows that a model is fine-tuned on."""
+"""Options about the rows that a model is fine-tuned on, or scored on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xnli_gpt.choices import TEMPLATES
+from xnli_gpt.data.row_files import QUOTES
 from xnli_gpt.options import option
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows are read, whatever the dataset; an evaluation of a run's own data reads as it."""
+
+    where: tuple[str, ...] | None = option(
+        None,
+        "take the rows with this value alone; repeatable",
+        metavar="COLUMN=VALUE",
+        repeatable=True,
+    )
+    label_names: tuple[str, ...] | None = option(
+        None, "what labels that are numbers mean, from 0 upwards", metavar="NAME"
+    )
+    bad_rows: str | None = option(
+        None,
+        "rows without a label or a text: error (default), or skip and count",
+        choices=("error", "skip"),
+    )
+    quotes: str | None = option(
+        None, "in tsv, a quotation mark is a letter (text), or quotes a field (csv)", choices=QUOTES
+    )
+    validation_split: str | None = option(
+        None, "the split that is validation, where it is not called so"
+    )
+    carry_column: tuple[str, ...] | None = option(
+        None, "other columns, taken along into slices and predictions", metavar="COLUMN"
+    )
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import yaml
+
+from xnli_gpt.data.options import RowOptions
 
 # The ending of a fine-tuned checkpoint's name, and of that of the best for one set.
 _ENDING = "-ckpt"
@@ -21,6 +23,7 @@ class OwnData:
     data_dir: str | None = None
     text_column: list[str] | None = None
     label_column: str | None = None
+    rows: RowOptions = RowOptions()
     is_recorded: bool = True  # else only the last part of a folder's path, or of a name, is known
 
 
@@ -31,10 +34,17 @@ def own_data_of(path: Path, saved: Mapping[str, object]) -> OwnData:
     """
     recorded = saved.get("data") or _flags_beside(path)
     if recorded is not None:
-        fields = ("dataset", "dataset_config", "data_dir", "text_column", "label_column")
-        return OwnData(**{name: recorded.get(name) for name in fields})
+        names = ("dataset", "dataset_config", "data_dir", "text_column", "label_column")
+        return OwnData(**{name: recorded.get(name) for name in names}, rows=_row_options(recorded))
     datasets = saved.get("datasets") or path.stem.removesuffix(_ENDING).split("+")
     return OwnData(list(datasets), is_recorded=False)
+
+
+def _row_options(recorded: Mapping[str, object]) -> RowOptions:
+    """Return how a run read its rows; what an older version does not say has its default."""
+    names = [one.name for one in fields(RowOptions) if recorded.get(one.name) is not None]
+    values = {name: recorded[name] for name in names}
+    return RowOptions(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
 def _flags_beside(path: Path) -> dict | None:

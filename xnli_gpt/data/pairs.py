@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
 
@@ -29,7 +29,8 @@ class TextSplit:
 
     premises: list[str]
     hypotheses: list[str]
-    labels: np.ndarray  # [N] int64
+    labels: np.ndarray  # [N] int64, -1 where a row has none
+    carried: Mapping[str, list[str]] = field(default_factory=dict)  # other columns of the data
 
 
 def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:

@@ -1,65 +1,58 @@
-"""Which rows of a dataset a user asks for, and that its splits, columns and texts can be used."""
+"""Which rows of a dataset a user asks for, and how they are to be read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xnli_gpt.choices import SPLITS
 from xnli_gpt.errors import DataError
-from xnli_gpt.messages import listed
+
+TEXT_COLUMNS, LABEL_COLUMN = ("premise", "hypothesis"), "label"
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """Which rows a user asked for."""
+    """Which rows a user asked for.
+
+    `where` holds COLUMN=VALUE; `label_names` are what numbers mean, in their order; of `splits`
+    those in `optional` may be missing, or have no labels.
+    """
 
     dataset: str
     dataset_config: str | None = None
     data_dir: str | None = None
-    text_columns: tuple[str, str] = ("premise", "hypothesis")
-    label_column: str = "label"
+    text_columns: tuple[str, str] = TEXT_COLUMNS
+    label_column: str = LABEL_COLUMN
     num_classes: int | None = None
     splits: tuple[str, ...] = SPLITS
     classes: tuple[str, ...] | None = None  # those of a trained model; None: found in the data
+    label_names: tuple[str, ...] | None = None
+    where: tuple[str, ...] = ()
+    bad_rows: str = "error"
+    quotes: str | None = None
+    validation_split: str | None = None
+    carry_columns: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @property
-    def columns(self) -> tuple[str, str, str]:
-        return (*self.text_columns, self.label_column)
+    def skips_bad_rows(self) -> bool:
+        return self.bad_rows == "skip"
 
 
-def require_splits(loaded: Mapping[str, object], name: str, request: DataRequest) -> None:
-    missing = [split for split in request.splits if split not in loaded]
-    empty = [split for split in request.splits if split in loaded and not len(loaded[split])]
-    if missing:
+def require_splits(found: Mapping[str, int], name: str, request: DataRequest) -> tuple[str, ...]:
+    """Return the splits that are there, of those asked for; `found` has their numbers of rows.
+
+    Raises DataError for one that is missing or empty, unless it may be.
+    """
+    missing = [split for split in request.splits if split not in found]
+    empty = [split for split in request.splits if found.get(split) == 0]
+    needed = [split for split in missing if split not in request.optional]
+    if needed:
         raise DataError(
-            f"{name}: no split {', '.join(missing)} (found {', '.join(loaded) or 'none'}), "
+            f"{name}: no split {', '.join(needed)} (found {', '.join(found) or 'none'}), "
             f"and this run needs {', '.join(request.splits)}"
         )
     if empty:
         raise DataError(f"{name}: split {', '.join(empty)} is empty, expected at least one row")
-
-
-def require_columns(found: Iterable[str], where: str, request: DataRequest) -> None:
-    found = list(found)
-    missing = [column for column in request.columns if column not in found]
-    if missing:
-        raise DataError(
-            f"{where}: no column {', '.join(missing)} (found {listed(found)}); "
-            "name the columns with `text_column` PREMISE HYPOTHESIS and `label_column`"
-        )
-
-
-def checked_column(values: Iterable[object], column: str, where: str) -> list[str]:
-    """Texts with their line ends dropped; empty and non-string ones are listed in the error."""
-    texts, bad = [], []
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, str):
-            bad.append(f"row {number} has {type(value).__name__} {value!r}")
-        elif not value.strip():
-            bad.append(f"row {number} is empty")
-        else:
-            texts.append(value.strip("\r\n"))
-    if bad:
-        raise DataError(f"{where}: column {column} must be text, but {listed(bad)}")
-    return texts
+    return tuple(split for split in request.splits if split in found)

@@ -10,12 +10,15 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import urlparse
 
+import yaml
+
 from xnli_gpt.choices import SPLITS
 from xnli_gpt.data import demo_grammar
+from xnli_gpt.data.folders import SPLIT_NAMES, split_files
 from xnli_gpt.data.library import quiet_datasets, said_as_data_error
 from xnli_gpt.data.names import (
     KNOWN_NAMES,
@@ -26,15 +29,18 @@ from xnli_gpt.data.names import (
     problem_of_dataset,
 )
 from xnli_gpt.data.request import DataRequest
-from xnli_gpt.data.text_files import (
-    TEXT_FORMATS,
-    compare_parquet,
-    compare_with_plain_reading,
-    load_file,
-    read_plainly,
+from xnli_gpt.data.row_files import TEXT_KINDS, kind_of
+from xnli_gpt.data.tables import (
+    DATA_KINDS,
+    Table,
+    require_one_meaning,
+    table_of_files,
+    table_of_library,
+    table_of_parquet,
+    table_of_rows,
 )
 from xnli_gpt.errors import DataError
-from xnli_gpt.messages import MAX_LISTED, listed, reason_of, shown
+from xnli_gpt.messages import MAX_LISTED, reason_of, shown
 
 HUB_XNLI = "facebook/xnli"
 # Names of datasets that are made here, and what makes their splits.
@@ -49,7 +55,7 @@ class Source:
 
     name: str
     content_hash: str
-    load: Callable[[], Mapping[str, object]]  # split -> datasets.Dataset
+    load: Callable[[], Mapping[str, Table]]  # by split
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def where(self, split: str) -> str:
@@ -74,12 +80,12 @@ def find_source(request: DataRequest, cache_dir: Path) -> Source:
         raise DataError(
             f"{folder}: one dataset without splits; save a DatasetDict with {', '.join(SPLITS)}"
         )
-    if _split_files(folder):
-        return _files_source(folder, request, cache_dir)
     if config is None and is_xnli(folder.name):
         # The whole path of a copy means what its name alone does.
         config = _hub_name(replace(request, dataset=folder.name))[1]
-    return _repository_source(folder, config, request, cache_dir)
+    if _has_card(folder) and not any(map(_is_data_file, folder.iterdir())):
+        return _repository_source(folder, config, request, cache_dir)
+    return _files_source(folder, config, request, cache_dir)
 
 
 def _hub_name(request: DataRequest) -> tuple[str, str | None]:
@@ -118,18 +124,20 @@ def _builtin_source(name: str) -> Source:
     splits = {split: list(rows) for split, rows in BUILTIN[name]().items()}
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
-    def load() -> Mapping[str, object]:
-        with quiet_datasets() as datasets:
-            return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
-
-    return Source(name, digest, load)
+    return Source(
+        name, digest, lambda: {split: table_of_rows(rows) for split, rows in splits.items()}
+    )
 
 
 def _saved_source(folder: Path, request: DataRequest) -> Source:
-    inside = chain.from_iterable((folder / split).rglob("*") for split in request.splits)
+    inside = chain.from_iterable(
+        (folder / name).rglob("*")
+        for name in sorted({request.validation_split or "", *SPLIT_NAMES})
+        if name and SPLIT_NAMES.get(name, "validation") in request.splits
+    )
     files = [folder / "dataset_dict.json", *sorted(path for path in inside if path.is_file())]
 
-    def load() -> Mapping[str, object]:
+    def load() -> Mapping[str, Table]:
         with said_as_data_error(str(folder)):
             splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
         loaded = {}
@@ -138,48 +146,94 @@ def _saved_source(folder: Path, request: DataRequest) -> Source:
             where = f"{folder}: {shown(str(split))}, empty or damaged"
             with quiet_datasets() as datasets, said_as_data_error(where):
                 loaded[split] = datasets.load_from_disk(str(folder / split))
-        return loaded
+        return _tables(loaded, str(folder), request)
 
     return Source(str(folder), _hash_files(files, folder), load)
 
 
-def _files_source(folder: Path, request: DataRequest, cache_dir: Path) -> Source:
+def _tables(loaded: Mapping[str, object], name: str, request: DataRequest) -> dict[str, Table]:
+    """Return the tables of splits that the library loaded, under our names of splits."""
+    tables = {}
+    for found, split in _own_names(loaded, name, request.validation_split).items():
+        if split in request.splits:
+            tables[split] = table_of_library(loaded[found], f"{name}: {found}")
+    return tables
+
+
+def _own_names(found: Iterable[str], name: str, validation_split: str | None) -> dict[str, str]:
+    """Return which of our splits each split is that was found. Raises DataError where two are the
+    validation split, and nothing says which."""
+    found = list(found)
+    if validation_split is not None:
+        if validation_split not in found:
+            raise DataError(
+                f"`validation_split` {validation_split}: {name} has no such split "
+                f"(found {', '.join(found)})"
+            )
+        others = {split: split for split in found if split in ("train", "test")}
+        return others | {validation_split: "validation"}
+    names = {split: SPLIT_NAMES[split] for split in found if split in SPLIT_NAMES}
+    validations = [split for split in found if names.get(split) == "validation"]
+    validations = validations or [s for s in found if s.startswith(("validation_", "dev_"))]
+    if len(validations) > 1:
+        raise DataError(
+            f"{name}: has the splits {' and '.join(validations)}; name one of them by "
+            "`validation_split`"
+        )
+    return names | dict.fromkeys(validations, "validation")
+
+
+def _files_source(
+    folder: Path, config: str | None, request: DataRequest, cache_dir: Path
+) -> Source:
+    """A folder of files by split, or with folders of them: its own files, or by configuration."""
     files = {
-        split: paths for split, paths in _split_files(folder).items() if split in request.splits
+        split: paths
+        for split, paths in split_files(folder, config, request.validation_split).items()
+        if split in request.splits
     }
+    if not files:
+        _refuse_folder(folder)
     digest = _hash_files(sorted(path for paths in files.values() for path in paths), folder)
 
-    def load() -> Mapping[str, object]:
-        return {
-            split: load_file(split, paths, request, cache_dir / f"datasets-{digest[:16]}")
-            for split, paths in files.items()
-        }
+    def load() -> Mapping[str, Table]:
+        tables = {}
+        for split, paths in files.items():
+            if kind_of(paths[0]) in TEXT_KINDS:
+                tables[split] = table_of_files(split, paths, request)
+            else:
+                place = cache_dir / f"datasets-{digest[:16]}"
+                tables[split] = table_of_parquet(split, paths, request, place)
+        return tables
 
     return Source(str(folder), digest, load, files)
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split: `train.jsonl`, or shards `train-00000-of-00002.parquet`."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(r"(\w+?)(-\d+-of-\d+)?\.(\w+)", path.name)
-        if match and match[1] in SPLITS and match[3] in TEXT_FORMATS and path.is_file():
-            found.setdefault(match[1], []).append(path)
-    for split, paths in found.items():
-        stems = {re.sub(r"-\d+-of-\d+", "-shard", path.name) for path in paths}
-        if len(stems) > 1:
-            names = " and ".join(path.name for path in paths[:2])
-            raise DataError(f"{folder}: {names} are both {split}; keep one of them")
-        _require_all_shards(paths)
-    return found
+def _is_data_file(path: Path) -> bool:
+    return kind_of(path) in DATA_KINDS and path.is_file()
 
 
-def _require_all_shards(paths: Sequence[Path]) -> None:
-    shards = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in paths]
-    numbers = [(int(shard[1]), int(shard[2])) for shard in shards if shard]
-    if numbers and numbers != [(i, numbers[0][1]) for i in range(numbers[0][1])]:
-        names = listed([path.name for path in paths])
-        raise DataError(f"{paths[0].parent}: found only {names} of the shards; copy all of them")
+def _refuse_folder(folder: Path) -> None:
+    names = (path.name for path in sorted(folder.rglob("*")) if path.is_file())
+    found = ", ".join(islice(names, MAX_LISTED)) or "nothing"
+    raise DataError(
+        f"{folder}: no dataset (found {found}); expected train, validation and test as "
+        f"{', '.join(DATA_KINDS)}, a save_to_disk folder, or a copy of a Hub repository"
+    )
+
+
+def _has_card(folder: Path) -> bool:
+    """Return whether a copy of a Hub repository says which files are which: in its card. Without
+    that, `datasets` takes the files of all its configurations for one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    match = re.match(r"---\s*\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL)
+    try:
+        content = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(content, dict) and bool({"configs", "dataset_info"} & content.keys())
 
 
 def _repository_source(
@@ -191,35 +245,46 @@ def _repository_source(
         for path in folder.rglob("*")
         if path.is_file() and not re.search(r"(^|/)\.", path.relative_to(folder).as_posix())
     )
-    if not any(path.suffix.removeprefix(".") in TEXT_FORMATS for path in files):
-        found = ", ".join(path.name for path in files[:MAX_LISTED]) or "nothing"
-        raise DataError(
-            f"{folder}: no dataset (found {found}); expected train, validation and test as "
-            f"{', '.join(TEXT_FORMATS)}, a save_to_disk folder, or a copy of a Hub repository"
-        )
+    if not any(map(_is_data_file, files)):
+        _refuse_folder(folder)
     digest = _hash_files(files, folder)
 
-    def load() -> Mapping[str, object]:
+    def load() -> Mapping[str, Table]:
         # An absolute path: a relative one may be the name of a format, such as csv.
         where = {"path": str(folder.resolve()), "name": config}
         where["cache_dir"] = str(cache_dir / f"datasets-{digest[:16]}")
         with quiet_datasets() as datasets, said_as_data_error(str(folder)):
-            reader = datasets.load_dataset_builder(**where).config
-        paths = {
-            split: [Path(path) for path in reader.data_files[split]]
-            for split in request.splits
-            if split in reader.data_files
-        }
-        separator = getattr(reader, "sep", "")
-        plain = {split: read_plainly(paths[split], split, separator, request) for split in paths}
+            builder = datasets.load_dataset_builder(**where)
+        found = builder.config.data_files or {}
+        paths = {name: [Path(path) for path in of_split] for name, of_split in found.items()}
+        names = _own_names(paths, str(folder), request.validation_split)
+        if all(kind_of(path) in TEXT_KINDS for of_split in paths.values() for path in of_split):
+            return {
+                split: _table_of_card(split, paths[name], request, builder)
+                for name, split in names.items()
+                if split in request.splits
+            }
         with quiet_datasets() as datasets, said_as_data_error(str(folder)):
             loaded = dict(datasets.load_dataset(**where))
-        for split in paths:
-            compare_with_plain_reading(loaded[split], plain[split], paths[split], request)
-            compare_parquet(loaded[split], paths[split], request)
-        return loaded
+        for name in paths:
+            require_one_meaning(loaded[name], paths[name], request)
+        return _tables(loaded, str(folder), request)
 
     return Source(str(folder), digest, load)
+
+
+def _table_of_card(
+    split: str, paths: Sequence[Path], request: DataRequest, builder: object
+) -> Table:
+    """Return the rows of text files, with the names that the card gives to numbers of classes."""
+    table = table_of_files(split, paths, request, getattr(builder.config, "sep", None))
+    features = builder.info.features or {}
+    names = {
+        name: tuple(feature.names)
+        for name, feature in features.items()
+        if getattr(feature, "names", None)
+    }
+    return replace(table, class_names=names)
 
 
 def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> Source:
@@ -249,7 +314,8 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
         ) from error
     files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]
     digest = _hash_files(sorted(files), None)
-    return Source(f"{name} {config or ''}".strip(), digest, lambda: loaded)
+    full_name = f"{name} {config or ''}".strip()
+    return Source(full_name, digest, lambda: _tables(loaded, full_name, request))
 
 
 def _hub_reachable(timeout_s: float = 3.0) -> bool:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xnli_gpt.choices import RESAMPLES, SPLITS
+from xnli_gpt.data.options import RowOptions
+from xnli_gpt.data.request import LABEL_COLUMN, TEXT_COLUMNS
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.machine import InferenceOptions
 from xnli_gpt.options import group, option
-
-TEXT_COLUMNS, LABEL_COLUMN = ("premise", "hypothesis"), "label"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Evaluation:
 
     scored: ScoredOptions = group(ScoredOptions, "what is scored")
     data: ScoredDataOptions = group(ScoredDataOptions, "data")
+    rows: RowOptions = group(RowOptions, "rows")
     intervals: IntervalOptions = group(IntervalOptions, "intervals")
     machine: InferenceOptions = group(InferenceOptions, "machine")
     output: OutputOptions = group(OutputOptions, "output")

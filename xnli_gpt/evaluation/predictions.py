@@ -39,22 +39,30 @@ def prediction_lines(dataset: str, split: str, scored: ScoredSplit) -> Iterator[
             "id": int(scored.ids[row]),
             "premise": scored.premises[row],
             "hypothesis": scored.hypotheses[row],
-            "label": scored.classes[scored.labels[row]],
+            "label": None if scored.labels[row] < 0 else scored.classes[scored.labels[row]],
             "prediction": scored.classes[logits.argmax()],
             "probabilities": dict(zip(scored.classes, probabilities[row].tolist(), strict=True)),
             "logits": logits.tolist(),
+            **{column: values[row] for column, values in scored.carried.items()},
         }
 
 
-def write_predictions(path: Path, split: str, scored: Mapping[str, ScoredSplit]) -> None:
-    """predictions.jsonl; of several models with the number of each as "run", model by model."""
-    num_models = len(next(iter(scored.values())).logits)
+def write_predictions(path: Path, splits: Mapping[str, Mapping[str, ScoredSplit]]) -> None:
+    """Write predictions.jsonl of the datasets of every split; of several models with the number of
+    each as "run", model by model."""
     with open(path, "w", encoding="utf-8") as file:
-        for model in range(num_models):
-            run = {"run": model + 1} if num_models > 1 else {}
-            for name, one in scored.items():
-                for line in prediction_lines(name, split, one.of_model(model)):
-                    file.write(json.dumps(line | run, ensure_ascii=False) + "\n")
+        for split, scored in splits.items():
+            for line in _lines_of_models(split, scored):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _lines_of_models(split: str, scored: Mapping[str, ScoredSplit]) -> Iterator[dict]:
+    num_models = len(next(iter(scored.values())).logits)
+    for model in range(num_models):
+        run = {"run": model + 1} if num_models > 1 else {}
+        for name, one in scored.items():
+            for line in prediction_lines(name, split, one.of_model(model)):
+                yield line | run
 
 
 def read_predictions(path: Path, split: str) -> list[dict[str, PredictedRows]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from xnli_gpt.data.cache import load_texts
+from xnli_gpt.data.loading import with_rows
 from xnli_gpt.data.names import KNOWN_NAMES, dataset_names, notes_of_datasets, short_name
+from xnli_gpt.data.options import RowOptions
 from xnli_gpt.data.own_data import OwnData
-from xnli_gpt.data.request import DataRequest
+from xnli_gpt.data.request import LABEL_COLUMN, TEXT_COLUMNS, DataRequest
 from xnli_gpt.errors import DataError, PredictionsError
-from xnli_gpt.evaluation.options import LABEL_COLUMN, TEXT_COLUMNS, ScoredDataOptions
+from xnli_gpt.evaluation.options import ScoredDataOptions
 from xnli_gpt.evaluation.predictions import PredictedRows
 
 
@@ -27,13 +29,14 @@ class Rows:
     hypotheses: list[str]
     labels: np.ndarray  # [N] int64
     request: DataRequest | None  # None where the rows are those of predictions
+    carried: Mapping[str, list[str]] = field(default_factory=dict)  # other columns of the data
 
 
 def data_of_models(
-    options: ScoredDataOptions, fine_tuned: Sequence[tuple[Path, OwnData]]
-) -> ScoredDataOptions:
+    options: ScoredDataOptions, rows: RowOptions, fine_tuned: Sequence[tuple[Path, OwnData]]
+) -> tuple[ScoredDataOptions, RowOptions]:
     """Return the options with what they leave open filled in: the data that the checkpoints were
-    fine-tuned on, then the defaults.
+    fine-tuned on and how it was read, then the defaults.
 
     Raises DataError where that data is not known, or not the same for all checkpoints.
     """
@@ -52,12 +55,11 @@ def data_of_models(
             if getattr(options, name) is None
         }
         options = replace(options, dataset=tuple(names), **left_open)
+        rows = replace(own.rows, **{n: v for n, v in vars(rows).items() if v is not None})
         print(f"note: no dataset is named, so the run's own data: {' '.join(names)}")
-    return replace(
-        options,
-        text_column=tuple(options.text_column or TEXT_COLUMNS),
-        label_column=options.label_column or LABEL_COLUMN,
-    )
+    text_column = tuple(options.text_column or TEXT_COLUMNS)
+    label_column = options.label_column or LABEL_COLUMN
+    return replace(options, text_column=text_column, label_column=label_column), rows
 
 
 def _names_of_own_data(own: OwnData, path: Path, data_dir: str | None) -> list[str]:
@@ -80,7 +82,9 @@ def _names_of_own_data(own: OwnData, path: Path, data_dir: str | None) -> list[s
     return list(own.dataset)
 
 
-def load_rows(options: ScoredDataOptions, classes: tuple[str, ...], model: Path) -> dict[str, Rows]:
+def load_rows(
+    options: ScoredDataOptions, reading: RowOptions, classes: tuple[str, ...], model: Path
+) -> dict[str, Rows]:
     """Return the rows of every dataset, in the data's order; `model` has the classes, and is for
     messages."""
     names = dataset_names(options.dataset)
@@ -88,13 +92,18 @@ def load_rows(options: ScoredDataOptions, classes: tuple[str, ...], model: Path)
         print(note)
     rows = {}
     for dataset in names:
-        request = _request(options, dataset, classes)
+        request = with_rows(_request(options, dataset, classes), reading)
         texts = _texts_of(request, options.cache_dir, model)[options.split]
         absent = ", ".join(name for i, name in enumerate(classes) if i not in texts.labels)
         if absent:
             print(f"note: {dataset}: no row of {absent} in {options.split}: 0 in macro figures")
         rows[short_name(dataset)] = Rows(
-            range(len(texts.labels)), texts.premises, texts.hypotheses, texts.labels, request
+            range(len(texts.labels)),
+            texts.premises,
+            texts.hypotheses,
+            texts.labels,
+            request,
+            texts.carried,
         )
     return rows
 

@@ -4,8 +4,8 @@ scores are computed from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class ScoredSplit:
     logits: np.ndarray  # [models, N, classes] float32
     classes: tuple[str, ...]
     language: str | None = None  # None: by the words that are found
+    carried: Mapping[str, Sequence[str]] = field(default_factory=dict)  # other columns [N]
 
     def of_model(self, number: int) -> ScoredSplit:
         """The same rows with the logits of one model."""

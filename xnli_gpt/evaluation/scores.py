@@ -25,7 +25,7 @@ from xnli_gpt.evaluation.scored_split import (
     scores_of_sums,
     sums_of_rows,
 )
-from xnli_gpt.evaluation.slices import slice_columns, slice_figures, slices_of
+from xnli_gpt.evaluation.slices import slice_columns, slice_figures, slices_by_columns, slices_of
 
 # scipy and scikit-learn are imported where they are used: predicting needs neither.
 
@@ -119,6 +119,7 @@ def split_metrics(scored: ScoredSplit, resamples: int = RESAMPLES, seed: int = 0
     metrics = _mean_of(of_models)
     metrics["majority_accuracy"] = float(np.bincount(scored.labels).max() / len(scored.labels))
     slices = slices_of(scored.premises, scored.hypotheses, scored.language)
+    slices |= slices_by_columns(scored.carried)
     masks = [mask for cuts in slices.values() for mask in cuts.values()]
     drawn = resampled_sums(
         np.hstack([score_columns(scored), slice_columns(scored, masks)]),

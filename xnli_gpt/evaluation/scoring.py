@@ -57,6 +57,7 @@ class Scorer:
                 np.stack(logits[name]),
                 self.classes,
                 language_of(name, rows.hypotheses),
+                rows.carried,
             )
             for name, rows in self.rows.items()
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
@@ -12,6 +13,8 @@ import numpy as np
 from xnli_gpt.evaluation.intervals import interval, premise_groups
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 
+# Slices of one carried column.
+MOST_VALUES = 12
 # Thai and Chinese are written without spaces: there, characters and pairs of them stand for words.
 UNSPACED_LANGUAGES = ("th", "zh")
 LONGEST_PREMISES = {"words": (10, 20, 30), "characters": (20, 40, 80)}
@@ -115,6 +118,17 @@ def slices_of(
         kind: {name: mask for name, mask in cuts.items() if mask.any()}
         for kind, cuts in slices.items()
     }
+
+
+def slices_by_columns(carried: Mapping[str, Sequence[str]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the rows of every value of the columns that were carried along, the commonest
+    MOST_VALUES of each: a mask [N] by column and value."""
+    slices = {}
+    for column, values in carried.items():
+        array = np.array(values)
+        commonest = [value for value, _ in Counter(values).most_common(MOST_VALUES)]
+        slices[column] = {value: array == value for value in commonest}
+    return slices
 
 
 def _cut_by_length(lengths: np.ndarray, longest: Sequence[int], unit: str) -> dict[str, np.ndarray]:

@@ -67,7 +67,9 @@ def folder_of(config: FineTuning) -> RunFolder:
 def encoding_of(config: FineTuning, saved: dict | None) -> PairEncoding:
     """Return how pairs become token ids: as the fine-tuned checkpoint says, or the options."""
     if saved is not None:
-        return pair_encoding(saved["tokenizer"], saved["template"], saved["block_size"])
+        return pair_encoding(
+            saved["tokenizer"], saved["template"], saved["block_size"], saved.get("end_of_text")
+        )
     pretrained, data = config.pretrained, config.data
     if pretrained.tokenizer_name is None:
         raise UsageError(["`tokenizer_name` is needed: the tokenizer.json of the pretraining"])
@@ -76,6 +78,8 @@ def encoding_of(config: FineTuning, saved: dict | None) -> PairEncoding:
         tokenizer_dir=pretrained.tokenizer_dir,
         template=data.template,
         block_size=data.block_size,
+        end_of_text=pretrained.end_of_text,
+        normalize=pretrained.normalize,
     )
 
 

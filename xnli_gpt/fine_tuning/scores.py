@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
 from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
 from xnli_gpt.data.cache import load_texts
-from xnli_gpt.data.loading import request_of
+from xnli_gpt.data.loading import Wanted
 from xnli_gpt.data.names import dataset_names, short_name
 from xnli_gpt.evaluation.answers import one_class_warning, only_answers
 from xnli_gpt.evaluation.logits import split_logits
@@ -31,10 +33,12 @@ def score_best(run: Run, model_of: ModelOf) -> tuple[dict[str, dict], nn.Module]
     if run.inputs.ranks.is_main_process:
         saved = run.inputs.saved or read_best(run.folder)
     model = model_of(saved)
-    print("scoring the best model on validation and test")
+    splits = {split: run.data.scored_splits(split) for split in ("validation", "test")}
+    there = [split for split, of_sets in splits.items() if of_sets]
+    print(f"scoring the best model on {' and '.join(there)}")
     scores = {
-        split: score(model, run.data.splits(split), run.data.classes, run.inference, split)
-        for split in ("validation", "test")
+        split: score(model, splits[split], run.data.classes, run.inference, split)
+        for split in there
     }
     return scores, model
 
@@ -46,42 +50,55 @@ def score_best_of_sets(run: Run, state: TrainState, model_of: ModelOf) -> dict[s
     for name, kept in best.items():
         is_main = run.inputs.ranks.is_main_process
         model = model_of(read_fine_tuned(run.folder.best(name)) if is_main else None)
-        splits = {name: run.data.splits("test")[name]}
-        title = f"best for {name}, test"
-        scores[name] = {
-            "best_step": kept["step"],
-            "test": score(model, splits, run.data.classes, run.inference, title),
-        }
+        scores[name] = {"best_step": kept["step"]}
+        if name in run.data.scored_splits("test"):
+            splits = {name: run.data.scored_splits("test")[name]}
+            title = f"best for {name}, test"
+            scores[name]["test"] = score(model, splits, run.data.classes, run.inference, title)
     return scores
 
 
-def report_on_test(
+def write_report_of(
     run: Run, model: nn.Module, state: TrainState, found: Mapping[str, object]
-) -> dict[str, dict]:
-    """Write the report and the predictions of the test split, with `found` of config.yaml.
+) -> tuple[str, dict[str, dict]]:
+    """Write the report and the predictions of the test split, with `found` of config.yaml; where
+    no test split has labels, of validation.
 
-    Returns the metrics per dataset with their intervals, on the main process.
+    Returns the split that it is about, and on the main process the metrics per dataset with their
+    intervals.
     """
-    print("writing the report: intervals, figures and every prediction on test")
-    scored = {
-        short_name(name): _scored_test(run, model, name)
-        for name in dataset_names(run.config.data.dataset)
-    }
+    split = "test" if run.data.scored_splits("test") else "validation"
+    print(f"writing the report: intervals, figures and every prediction on {split}")
+    is_scored = run.data.scored_splits(split)
+    unlabelled = run.data.splits("test").keys() - run.data.scored_splits("test").keys()
+    scored, others = {}, {}
+    for name in dataset_names(run.config.data.dataset):
+        short = short_name(name)
+        if short in is_scored:
+            scored[short] = _predicted_split(run, model, name, split)
+        if short in unlabelled:
+            others[short] = _predicted_split(run, model, name, "test")
     if not run.inputs.ranks.is_main_process:
-        return {}
+        return split, {}
     # Only here: matplotlib takes seconds to import.
     from xnli_gpt.report.run_report import FinishedRun, write_run_report
 
-    return write_run_report(FinishedRun(run.folder, plain_values(run.config), found, state), scored)
+    finished = FinishedRun(run.folder, plain_values(run.config), found, state, split)
+    return split, write_run_report(finished, scored, others)
 
 
-def _scored_test(run: Run, model: nn.Module, name: str) -> ScoredSplit:
-    """Return the rows of a dataset's test split with their texts and the model's logits."""
+def _predicted_split(run: Run, model: nn.Module, name: str, split: str) -> ScoredSplit:
+    """Return the rows of a dataset's split with their texts and the model's logits."""
     data, options = run.data, run.config.data
-    request = request_of(options, name, ("test",), data.classes)
-    texts = load_texts(request, options.cache_dir)[0]["test"]
-    split = data.sets[short_name(name)].splits["test"]
-    logits, rows = split_logits(model, split, len(data.classes), run.inference)
+    of_set = data.sets[short_name(name)]
+    request = Wanted(options, run.config.rows, (split,), data.classes).request(name)
+    request = replace(request, optional=(split,))
+    texts = load_texts(request, options.cache_dir)[0][split]
+    logits, rows = split_logits(model, of_set.splits[split], len(data.classes), run.inference)
+    carried = dict(texts.carried)
+    if leaked := of_set.leaked.get(split):
+        stands_in_train = np.isin(np.arange(len(texts.labels)), leaked)
+        carried["in_train"] = np.where(stands_in_train, "in train, too", "not in train").tolist()
     return ScoredSplit(
         rows,
         texts.premises,
@@ -90,6 +107,7 @@ def _scored_test(run: Run, model: nn.Module, name: str) -> ScoredSplit:
         logits.numpy()[None],
         data.classes,
         language_of(short_name(name), texts.hypotheses),
+        carried,
     )
 
 

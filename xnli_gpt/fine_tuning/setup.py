@@ -13,6 +13,7 @@ from xnli_gpt.choices import AUTO
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.loading import pick_training_examples
 from xnli_gpt.data.packing import packed_rows
+from xnli_gpt.data.tokenizer import first_end_of_text
 from xnli_gpt.devices import emulation_warning, words_about_precision
 from xnli_gpt.evaluation.logits import Inference
 from xnli_gpt.evaluation.metrics import main_metrics
@@ -45,7 +46,8 @@ STEP_OPTIONS = ("batch_size", "gradient_accumulation_steps")
 # name is compared by its content.
 OTHER_DECISIVE_OPTIONS = (
     *("text_column", "label_column", "template", "block_size", "max_train_examples"),
-    *("random_init", "embedding_update"),
+    *("random_init", "embedding_update", "where", "label_names", "bad_rows", "quotes"),
+    "validation_split",
 )
 
 
@@ -65,8 +67,10 @@ def identity_of(run: Run) -> Identity:
             "tokenizer": inputs.encoding.tokenizer_hash,
             "data": [dataset.content_hash for dataset in run.data.sets.values()],
             "classes": list(run.data.classes),
+            "end-of-text token": inputs.encoding.end_of_text_token,
         },
-        {f"--{name}": defaults[name] for name in names},
+        {f"--{name}": defaults[name] for name in names}
+        | {"end-of-text token": first_end_of_text(inputs.encoding.tokenizer)},
         inputs.encoding.file_hash,
         len(training_positions(config, run.data)),
     )
@@ -226,10 +230,11 @@ def _in_checkpoints(run: Run, model: nn.Module) -> dict[str, object]:
         "config": model.config.to_dict(),
         "classes": list(run.data.classes),
         "tokenizer": encoding.tokenizer.to_str(),
+        "end_of_text": encoding.end_of_text_token,
         "template": encoding.template,
         "block_size": encoding.block_size,
         "datasets": list(run.data.sets),
-        "data": data_flags(run.config.data),
+        "data": data_flags(run.config.data, run.config.rows),
         "pretrained": {
             "file": info["file"],
             "step": info["step"],

@@ -1,4 +1,5 @@
-"""The report of a fine-tuning run about its test split."""
+"""The report of a fine-tuning run about its test split, or where that has no labels about
+validation."""
 
 from __future__ import annotations
 
@@ -29,28 +30,34 @@ class FinishedRun:
     flags: Mapping[str, object]
     found: Mapping[str, object]
     state: TrainState
+    split: str = "test"  # that the report is about
 
 
-def write_run_report(run: FinishedRun, scored: Mapping[str, ScoredSplit]) -> dict[str, dict]:
-    """Write report.html, report.md, figures and predictions.jsonl about the test split.
+def write_run_report(
+    run: FinishedRun,
+    scored: Mapping[str, ScoredSplit],
+    unlabelled: Mapping[str, ScoredSplit],
+) -> dict[str, dict]:
+    """Write report.html, report.md, figures and predictions.jsonl about a split; the predictions
+    are also of test splits without labels.
 
     Returns the metrics per dataset with their intervals.
     """
     out_dir, state = run.folder.path, run.state
-    save_atomically(
-        out_dir / "predictions.jsonl", lambda path: write_predictions(path, "test", scored)
-    )
+    splits = {run.split: scored} | ({"test": unlabelled} if unlabelled else {})
+    save_atomically(out_dir / "predictions.jsonl", lambda path: write_predictions(path, splits))
     metrics = {name: split_metrics(one) for name, one in scored.items()}
     file = Path(run.found["checkpoint"]["file"]).name
     trunk = "random trunk" if run.flags["random_init"] else file
     content = ReportContent(
         f"{run.folder.name}: {trunk}, fine-tuned",
         results=metrics,
+        split=run.split,
         macro_average=macro_average(metrics, scored) if len(metrics) > 1 else None,
         history=state.lines,
         steps=read_steps(run.folder.steps),
         best_step=state.best_step,
-        predictions=_lines_of(scored),
+        predictions=_lines_of(run.split, scored),
         facts=_facts(run),
         recipe=run.flags,
     )
@@ -58,9 +65,9 @@ def write_run_report(run: FinishedRun, scored: Mapping[str, ScoredSplit]) -> dic
     return metrics
 
 
-def _lines_of(scored: Mapping[str, ScoredSplit]) -> Iterator[dict]:
+def _lines_of(split: str, scored: Mapping[str, ScoredSplit]) -> Iterator[dict]:
     for name, one in scored.items():
-        yield from prediction_lines(name, "test", one)
+        yield from prediction_lines(name, split, one)
 
 
 def _facts(run: FinishedRun) -> dict[str, object]:

@@ -17,10 +17,12 @@ from xnli_gpt.checkpoints.options import PretrainedOptions
 from xnli_gpt.choices import AUTO
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.names import KNOWN_NAMES
-from xnli_gpt.data.options import DataOptions
-from xnli_gpt.data.tokenizer import PairEncoding, find_tokenizer
+from xnli_gpt.data.options import DataOptions, RowOptions
+from xnli_gpt.data.tokenizer import PairEncoding
+from xnli_gpt.data.tokenizer_files import find_tokenizer
 from xnli_gpt.files import save_atomically
 from xnli_gpt.flags import FOUND
+from xnli_gpt.options import plain_values
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training.resumption import Resumption
 
@@ -56,6 +58,7 @@ class RunFacts:
             "tokenizer": {
                 "sha256": self.encoding.tokenizer_hash,
                 "file_sha256": self.encoding.file_hash,
+                "end_of_text": self.encoding.end_of_text_token,
             },
             "checkpoint": self.info,
             "decisive": self.resumption.decisive,
@@ -92,7 +95,7 @@ def _lasting_name(name: str, data_dir: str | None) -> str:
     return os.path.abspath(name) if not is_name and Path(name).is_dir() else name
 
 
-def data_flags(data: DataOptions) -> dict[str, object]:
+def data_flags(data: DataOptions, rows: RowOptions) -> dict[str, object]:
     """Return the flags that say which rows a run is about, for its fine-tuned checkpoints."""
     return {
         "dataset": lasting_names(data),
@@ -100,6 +103,7 @@ def data_flags(data: DataOptions) -> dict[str, object]:
         "data_dir": data.data_dir and os.path.abspath(data.data_dir),
         "text_column": list(data.text_column),
         "label_column": data.label_column,
+        **plain_values(rows),
     }
 
 
