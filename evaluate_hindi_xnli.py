@@ -83,7 +83,8 @@ def check_inputs(config: Evaluation, problems: Sequence[str]) -> Inputs:
     found.attempt(require_no_run_in, config.output.out_dir)
     if config.data.dataset is not None:
         found.attempt(dataset_names, config.data.dataset)
-    reader = SourceReader(model_of_saved, config.data.split, config.data.block_size)
+    data = config.data
+    reader = SourceReader(model_of_saved, data.split, data.block_size, config.rows.label_names)
     first, second = read_sources(config.scored, reader, found)
     if found:
         raise UsageError(found)

@@ -18,7 +18,7 @@ from limits import HANG_S
 import load_checkpoint_helper as loader
 from xnli_gpt.checkpoints import formats, storages
 from xnli_gpt.choices import TEMPLATES
-from xnli_gpt.data import cache, labels
+from xnli_gpt.data import cache, labels, selection
 
 # What a second or two of one core are good for, beside the imports.
 CASES = {
@@ -130,10 +130,9 @@ def unknown_keys_let_through(monkeypatch):
 
 
 def texts_stripped(monkeypatch):
-    checked = cache.checked_column
-    monkeypatch.setattr(
-        cache, "checked_column", lambda *args: [text.strip() for text in checked(*args)]
-    )
+    usable = selection._UsableRows
+    texts = usable.texts
+    monkeypatch.setattr(usable, "texts", lambda *args: [text.strip() for text in texts(*args)])
 
 
 def labels_by_order(monkeypatch):

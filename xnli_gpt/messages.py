@@ -3,6 +3,7 @@ long."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable
 
@@ -29,6 +30,11 @@ def listed(items: Iterable[object]) -> str:
     items = list(items)
     more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
     return ", ".join(map(shown, items[:MAX_LISTED])) + more
+
+
+def with_flags(text: str) -> str:
+    """Return a message as a terminal shows it: options, which stand in backticks, as flags."""
+    return re.sub(r"`([a-z_]+)`", r"--\1", text)
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,10 +1,13 @@
 """Where a tokenizer is found, which are refused, and what is read of one."""
 
 import json
+import re
+import unicodedata
 
 import pytest
 from data_parts import (
     END,
+    SENTENCES,
     WORDS_WITH_THEIR_SIGNS,
     encode_rows,
     encoding_of,
@@ -12,11 +15,20 @@ from data_parts import (
     rows_of,
     train_tokenizer,
 )
+from shell import ROOT
 from tokenizers import AddedToken, Tokenizer, models
 
 from xnli_gpt.data.pairs import encode_pairs
-from xnli_gpt.data.tokenizer import END_OF_TEXT_TOKENS, cuts_vowel_signs, load_pair_encoding
+from xnli_gpt.data.tokenizer import (
+    END_OF_TEXT_TOKENS,
+    cuts_vowel_signs,
+    load_pair_encoding,
+    pair_encoding,
+)
+from xnli_gpt.data.tokenizer_check import notes_of_encoding
 from xnli_gpt.errors import DataError
+
+CASES = ROOT / "tests" / "cases"
 
 
 @pytest.mark.parametrize("name", ["path", "stem", "file", "folder", "folder inside"])
@@ -128,3 +140,107 @@ def test_cuts_vowel_signs(tokenizer):
     word = "किताबें"
     assert len(ids_of(tokenizer, word)) > len(ids_of(keeping, word))
     assert not cuts_vowel_signs(Tokenizer(models.BPE()))
+
+
+@pytest.mark.parametrize(
+    ("case", "token", "told"),
+    [
+        ("tok_two_eos", "</s>", "tokenizer_config.json"),
+        ("tok_slow_folder", END, "tokenizer_config.json"),
+        ("tok_strip_accents", END, "the only known one"),
+    ],
+)
+def test_which_end_of_text_token_is_taken_is_said(case, token, told):
+    encoding = load_pair_encoding(str(CASES / case))
+    assert encoding.end_of_text_token == token
+    assert told in encoding.notes[0] and token in encoding.notes[0]
+
+
+def test_of_several_end_of_text_tokens_one_must_be_named(tmp_path):
+    tokenizer = train_tokenizer(special_tokens=["</s>", END])
+    with pytest.raises(DataError, match=f"several, {re.escape(END)} </s>.*`end_of_text`"):
+        encoding_of(tokenizer, tmp_path / "t.json")
+    assert encoding_of(tokenizer, tmp_path / "t.json", end_of_text="</s>").end_of_text == 0
+    for content in ({"eos_token": "</s>"}, {"eos_token": {"content": "</s>", "lstrip": False}}):
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(content))
+        assert encoding_of(tokenizer, tmp_path / "t.json").end_of_text == 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    assert encoding_of(tokenizer, tmp_path / "t.json").end_of_text == 1
+    with pytest.raises(DataError, match="has no such token"):
+        encoding_of(tokenizer, tmp_path / "t.json", end_of_text="<none>")
+
+
+def test_an_end_of_text_token_that_came_later_is_not_taken(tmp_path):
+    tokenizer = train_tokenizer(special_tokens=[END])
+    tokenizer.add_special_tokens(["</s>"])
+    assert encoding_of(tokenizer, tmp_path / "t.json").end_of_text_token == END
+    with pytest.raises(DataError, match="was added later, and pretraining did not train it"):
+        encoding_of(tokenizer, tmp_path / "t.json", end_of_text="</s>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    with pytest.raises(DataError, match="was added later"):
+        encoding_of(tokenizer, tmp_path / "t.json")
+    alone = train_tokenizer(special_tokens=["<pad>"])
+    alone.add_special_tokens(["</s>"])
+    assert "warning" in encoding_of(alone, tmp_path / "t.json").notes[1]
+
+
+def test_a_named_end_of_text_token_in_a_text_is_text(tmp_path):
+    tokenizer = train_tokenizer(special_tokens=["<pad>"])
+    tokenizer.add_tokens(["<s>"])
+    encoding = encoding_of(tokenizer, tmp_path / "t.json", end_of_text="<s>")
+    (row,) = encode_pairs([("a<s>b", "c")], encoding)
+    assert (row == encoding.end_of_text).sum() == 3
+
+
+def test_vocabulary_and_merges_are_the_tokenizer_that_they_were(tmp_path, tokenizer):
+    tokenizer.model.save(str(tmp_path))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": END}))
+    for path in (tmp_path, tmp_path / "vocab.json"):
+        encoding = load_pair_encoding(str(path))
+        assert encoding.end_of_text_token == END
+        for sentence in SENTENCES:
+            assert ids_of(encoding.tokenizer, sentence) == ids_of(tokenizer, sentence)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt", "tokenizer.pkl"])
+def test_tokenizers_of_other_kinds_are_called_by_name(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=f"{name}.*expected a tokenizer.json"):
+        load_pair_encoding(str(tmp_path))
+
+
+def test_normalisation_is_part_of_the_tokenizer(tmp_path, tokenizer):
+    path = tmp_path / "t.json"
+    plain = encoding_of(tokenizer, path)
+    composed = load_pair_encoding(str(path), normalize="NFC")
+    forms = ("\u0959", unicodedata.normalize("NFC", "\u0959"))
+    assert forms[0] != forms[1]
+    assert ids_of(plain.tokenizer, forms[0]) != ids_of(plain.tokenizer, forms[1])
+    assert ids_of(composed.tokenizer, forms[0]) == ids_of(composed.tokenizer, forms[1])
+    assert plain.tokenizer_hash != composed.tokenizer_hash
+    saved = pair_encoding(composed.tokenizer.to_str(), "documents", 64, END)
+    assert saved.tokenizer_hash == composed.tokenizer_hash
+    assert ids_of(saved.tokenizer, forms[0]) == ids_of(saved.tokenizer, forms[1])
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [("tok_strip_accents", "of है there is left ह"), ("tok_unk", r"there is left \[UNK\]")],
+)
+def test_a_tokenizer_that_loses_letters_is_warned_of(case, said):
+    texts = ["राम है", "सीता भी है"]
+    notes = notes_of_encoding(texts, load_pair_encoding(str(CASES / case)))
+    assert len(notes) == 1 and re.search(f"warning: .*loses letters.*{said}", notes[0])
+    assert notes_of_encoding(texts, load_pair_encoding(str(CASES / "tokenizer.json"))) == []
+
+
+def test_forms_of_letters_that_change_the_tokens_are_counted(tmp_path, tokenizer):
+    encoding = encoding_of(tokenizer, tmp_path / "t.json")
+    texts = ["राम", "क\u200dष", "क\u200cष", "क\u00a0ख", "\u0958ल", "अ\u0928\u093c"]
+    (note,) = notes_of_encoding(texts, encoding)
+    assert "of 6 different texts, 2 with letters in another form than NFC" in note
+    assert "2 with zero-width joiners, 1 with no-break spaces" in note and "`normalize` NFC" in note
+    assert notes_of_encoding(["राम", "सीता"], encoding) == []
+    composed = load_pair_encoding(str(tmp_path / "t.json"), normalize="NFC")
+    (note,) = notes_of_encoding(texts, composed)
+    assert "NFC (nukta" not in note

@@ -9,7 +9,7 @@ import numpy as np
 
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.errors import DataError
-from xnli_gpt.messages import listed
+from xnli_gpt.messages import listed, shown
 
 NLI_CLASSES = ("entailment", "neutral", "contradiction")
 LABEL_ALIASES = {"contradictory": "contradiction"}
@@ -80,7 +80,7 @@ def require_one_kind(
     for split, of_split in labels.items():
         for number, label in enumerate(of_split, start=1):
             if label is not None and len(first) < 2:
-                first.setdefault(type(label), f"{split} row {number}: {label}")
+                first.setdefault(type(label), f"{split} row {number}: {shown(label)}")
     if len(first) > 1 and request.label_names is None:
         raise DataError(
             f"{name}: has labels that are names ({first[str]}) and labels that are numbers "

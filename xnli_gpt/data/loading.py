@@ -13,6 +13,7 @@ from xnli_gpt.data.names import dataset_names, notes_of_datasets, short_name
 from xnli_gpt.data.options import DataOptions, RowOptions
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import PairEncoding, cuts_vowel_signs
+from xnli_gpt.messages import with_flags
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def load_datasets(
 
 def _print_data(data: JoinedDatasets, encoding: PairEncoding) -> None:
     for note in encoding.notes:
-        print(note)
+        print(with_flags(note))
     print(f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(data.classes))}")
     for name, dataset in data.sets.items():
         for note in dataset.notes:
-            print(note)
+            print(with_flags(note))
         absent = [split for split in ("test",) if split not in dataset.splits]
         unlabelled = [split for split, one in dataset.splits.items() if not one.has_labels]
         if absent:

@@ -28,12 +28,13 @@ DECODING = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 @dataclass(frozen=True)
 class FileRow:
     """A row with its number and the line where it begins, both from 1; where it can't be used it
-    has no fields, and `problem` says why."""
+    has no fields, and `problem` says why. `swallows` others: such a row can't be left out alone."""
 
     number: int
     line: int
     fields: dict[str, object] = field(default_factory=dict)
     problem: str = ""
+    swallows: bool = False
 
     def __str__(self) -> str:
         return f"row {self.number} (line {self.line})"
@@ -127,6 +128,11 @@ class _Delimited:
         separator = separator or SEPARATORS[kind]
         self._reader = csv.reader(self._lines, delimiter=separator, strict=True)
 
+    @property
+    def spans_lines(self) -> bool:
+        """Whether the last fields took more than one line: quotes that may be none."""
+        return self._next_line > self.line + 1
+
     def read(self) -> list[str] | None:
         """Return the next fields, none of them for a blank line, None at the end. Raises csv.Error
         for what is no row."""
@@ -174,7 +180,7 @@ def _delimited_rows(
         except csv.Error as error:
             fields, problem = [], _problem_of_quotes(error, reader.refuses_quoted)
         if problem:
-            yield FileRow(number, reader.line, problem=problem)
+            yield FileRow(number, reader.line, problem=problem, swallows=reader.spans_lines)
         elif fields:
             yield FileRow(number, reader.line, dict(zip(columns, fields, strict=True)))
         number += bool(fields or problem)

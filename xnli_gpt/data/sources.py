@@ -256,7 +256,7 @@ def _repository_source(
         with quiet_datasets() as datasets, said_as_data_error(str(folder)):
             builder = datasets.load_dataset_builder(**where)
         found = builder.config.data_files or {}
-        paths = {name: [Path(path) for path in of_split] for name, of_split in found.items()}
+        paths = {str(name): [Path(path) for path in of_split] for name, of_split in found.items()}
         names = _own_names(paths, str(folder), request.validation_split)
         if all(kind_of(path) in TEXT_KINDS for of_split in paths.values() for path in of_split):
             return {

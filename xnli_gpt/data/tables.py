@@ -50,12 +50,11 @@ def table_of_files(
                 if not row.problem:
                     rows.append(row.fields)
                     numbers.append(row.number)
-                elif request.skips_bad_rows:
+                elif request.skips_bad_rows and not row.swallows:
                     unreadable += 1
                 else:
-                    raise DataError(
-                        f"{path}: {split} {row} {row.problem}; `bad_rows` skip leaves it out"
-                    )
+                    skip = "" if row.swallows else "; `bad_rows` skip leaves it out"
+                    raise DataError(f"{path}: {split} {row} {row.problem}{skip}")
     if not rows:
         raise DataError(f"{paths[0]}: {split} is empty, expected at least one row")
     # Objects have the columns that any of them has; one that lacks some has None there.

@@ -146,16 +146,16 @@ def _end_of_text(
     It must be a row that pretraining had: what was added behind the tokenizer's own vocabulary was
     not trained. Raises DataError where it can't be told.
     """
-    own = tokenizer.get_vocab_size(with_added_tokens=False)
+    own = tokenizer.get_vocab(with_added_tokens=False)
     known = [token for token in END_OF_TEXT_TOKENS if tokenizer.token_to_id(token) is not None]
-    trained = [token for token in known if tokenizer.token_to_id(token) < own]
+    trained = [token for token in known if token in own]
     candidates = trained or known
     if asked is not None:
-        token, told_by = asked, "`end_of_text`"
+        token, told_by = asked, "as `end_of_text` says"
     elif declared is not None and tokenizer.token_to_id(declared[0]) is not None:
-        token, told_by = declared
+        token, told_by = declared[0], f"as {declared[1]} says"
     elif len(candidates) == 1:
-        token, told_by = candidates[0], "the only one that it has"
+        token, told_by = candidates[0], "the only known one of the tokenizer"
     else:
         special = [a.content for a in tokenizer.get_added_tokens_decoder().values() if a.special]
         found = f"several, {' '.join(candidates)}" if candidates else "none that is known"
@@ -167,11 +167,11 @@ def _end_of_text(
     number = tokenizer.token_to_id(token)
     if number is None:
         raise DataError(f"`end_of_text` {shown(token)}: {name} has no such token")
-    notes = [f"end-of-text token: {token} ({number}), by {told_by}"]
-    if number >= own:
+    notes = [f"end-of-text token: {token} ({number}), {told_by}"]
+    if token not in own:
         said = (
-            f"{token} is token {number}, behind the {own} of the tokenizer's own vocabulary: it "
-            "was added later, and pretraining did not train it"
+            f"{token} is token {number}, behind the {len(own)} of the tokenizer's own vocabulary: "
+            "it was added later, and pretraining did not train it"
         )
         if trained:
             raise DataError(f"{name}: {said}; `end_of_text` says another ({' '.join(trained)})")

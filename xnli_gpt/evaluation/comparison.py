@@ -58,9 +58,10 @@ def _comparison(
     """The differences of the means over datasets, from replicates by dataset and system, and from
     both systems' rows by dataset."""
     constant = all(one.answers_one_class for one in (*first, *second))
+    given = set.intersection(*(set(one.scores) for one in (*first, *second)))
     first, second = ([scores_of_models(one) for one in system] for system in (first, second))
     figures = {}
-    for name in SCORES:
+    for name in filter(given.__contains__, SCORES):
         of_first = np.mean([one[name] for one in first], axis=0)  # [models]
         of_second = np.mean([one[name] for one in second], axis=0)
         drawn = np.mean([a[name] - b[name] for a, b in replicates], axis=0)  # [B]

@@ -58,6 +58,7 @@ class Metric:
     lower_is_better: bool = False
     highest: float = 1.0
     unit: str | None = None
+    needs_probabilities: bool = False
     long_title: str | None = None
 
     @property
@@ -112,8 +113,15 @@ METRICS: dict[str, Metric] = {
         lower_is_better=True,
         highest=math.inf,
         unit="nats",
+        needs_probabilities=True,
     ),
-    "ece": Metric("ECE", None, lower_is_better=True, long_title="expected calibration error"),
+    "ece": Metric(
+        "ECE",
+        None,
+        lower_is_better=True,
+        needs_probabilities=True,
+        long_title="expected calibration error",
+    ),
 }
 
 

@@ -23,26 +23,31 @@ class PredictedRows:
     where: str  # the file, for messages
     classes: tuple[str, ...]
     ids: list[int]
-    premises: list[str]
-    hypotheses: list[str]
+    premises: list[str] | None  # None where they are not known
+    hypotheses: list[str] | None
     labels: list[str | None]
     logits: np.ndarray  # [N, classes] float32
+    has_probabilities: bool = True  # else the logits say no more than the answer
 
 
 def prediction_lines(dataset: str, split: str, scored: ScoredSplit) -> Iterator[dict]:
     """The lines of predictions.jsonl for the first model of `scored`."""
     probabilities = scored.probabilities[0]
     for row, logits in enumerate(scored.logits[0]):
+        texts = {"premise": scored.premises[row], "hypothesis": scored.hypotheses[row]}
+        shares = dict(zip(scored.classes, probabilities[row].tolist(), strict=True))
         yield {
             "dataset": dataset,
             "split": split,
             "id": int(scored.ids[row]),
-            "premise": scored.premises[row],
-            "hypothesis": scored.hypotheses[row],
+            **(texts if scored.has_texts else {}),
             "label": None if scored.labels[row] < 0 else scored.classes[scored.labels[row]],
             "prediction": scored.classes[logits.argmax()],
-            "probabilities": dict(zip(scored.classes, probabilities[row].tolist(), strict=True)),
-            "logits": logits.tolist(),
+            **(
+                {"probabilities": shares, "logits": logits.tolist()}
+                if scored.has_probabilities
+                else {}
+            ),
             **{column: values[row] for column, values in scored.carried.items()},
         }
 
@@ -229,7 +234,7 @@ def logits_in_order(
     for name, found, expected in zip(
         ("premise", "hypothesis", "label"), theirs, (premises, hypotheses, labels), strict=True
     ):
-        for row, value in zip(at, expected, strict=True):
+        for row, value in zip(at, expected, strict=True) if found is not None else ():
             if found[row] != value and (name != "label" or found[row] is not None):
                 raise PredictionsError(
                     f"{predicted.where}: {name} of id {predicted.ids[row]} is {found[row]!r}, but "

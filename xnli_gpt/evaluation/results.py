@@ -32,8 +32,10 @@ class Side:
     def seeds(self) -> dict:
         """Return the spread over models, per dataset and of the macro average."""
         of_sets = {name: scores_of_models(one) for name, one in self.scored.items()}
+        given = set.intersection(*(set(scores) for scores in of_sets.values()))
         macro = {
-            name: np.mean([scores[name] for scores in of_sets.values()], axis=0) for name in SCORES
+            name: np.mean([scores[name] for scores in of_sets.values()], axis=0)
+            for name in filter(given.__contains__, SCORES)
         }
         return {
             "checkpoints": [source.facts for source in self.sources],

@@ -30,6 +30,7 @@ class Rows:
     labels: np.ndarray  # [N] int64
     request: DataRequest | None  # None where the rows are those of predictions
     carried: Mapping[str, list[str]] = field(default_factory=dict)  # other columns of the data
+    has_texts: bool = True  # else premises are numbers of rows
 
 
 def data_of_models(
@@ -151,11 +152,15 @@ def rows_of_predictions(
                 )
         order = np.argsort(predicted.ids, kind="stable")
         labels = np.array([numbers[label] for label in predicted.labels])
+        # Without its text a premise is taken for another one in every row.
+        premises = predicted.premises or [f"row {i}" for i in predicted.ids]
+        hypotheses = predicted.hypotheses or [""] * len(predicted.ids)
         rows[name] = Rows(
             [predicted.ids[i] for i in order],
-            [predicted.premises[i] for i in order],
-            [predicted.hypotheses[i] for i in order],
+            [premises[i] for i in order],
+            [hypotheses[i] for i in order],
             labels[order],
             request=None,
+            has_texts=predicted.premises is not None,
         )
     return rows

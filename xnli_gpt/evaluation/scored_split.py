@@ -28,6 +28,16 @@ class ScoredSplit:
     classes: tuple[str, ...]
     language: str | None = None  # None: by the words that are found
     carried: Mapping[str, Sequence[str]] = field(default_factory=dict)  # other columns [N]
+    # Of predictions of other tools: else logits say no more than the answer, or texts are unknown.
+    has_probabilities: bool = True
+    has_texts: bool = True
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Return the names of SCORES that can be given."""
+        return tuple(
+            s for s in SCORES if self.has_probabilities or not METRICS[s].needs_probabilities
+        )
 
     def of_model(self, number: int) -> ScoredSplit:
         """The same rows with the logits of one model."""
@@ -85,4 +95,4 @@ def scores_of_models(scored: ScoredSplit) -> dict[str, np.ndarray]:
         scores_of_sums(score_columns(scored.of_model(i)).sum(axis=0)[None], len(scored.classes))
         for i in range(len(scored.logits))
     ]
-    return {name: np.concatenate([one[name] for one in of_models]) for name in SCORES}
+    return {name: np.concatenate([one[name] for one in of_models]) for name in scored.scores}

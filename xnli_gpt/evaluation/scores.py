@@ -118,22 +118,32 @@ def split_metrics(scored: ScoredSplit, resamples: int = RESAMPLES, seed: int = 0
     ]
     metrics = _mean_of(of_models)
     metrics["majority_accuracy"] = float(np.bincount(scored.labels).max() / len(scored.labels))
-    slices = slices_of(scored.premises, scored.hypotheses, scored.language)
-    slices |= slices_by_columns(scored.carried)
+    slices = slices_by_columns(scored.carried)
+    if scored.has_texts:
+        slices = slices_of(scored.premises, scored.hypotheses, scored.language) | slices
     masks = [mask for cuts in slices.values() for mask in cuts.values()]
+    of_scores = score_columns(scored)
     drawn = resampled_sums(
-        np.hstack([score_columns(scored), slice_columns(scored, masks)]),
+        np.hstack([of_scores, slice_columns(scored, masks)]),
         premise_groups(scored.premises),
         resamples,
         seed,
     )
-    own, of_slices = drawn[:, : -2 * len(masks)], drawn[:, -2 * len(masks) :]
+    own, of_slices = np.split(drawn, [of_scores.shape[1]], axis=1)
     replicates = scores_of_sums(own, len(scored.classes))
     constant = scored.answers_one_class
     metrics["intervals"] = {name: interval(replicates[name], constant) for name in SCORES}
     metrics["calibration"] = _calibration_of(scored)
     metrics["slices"] = slice_figures(scored, slices, of_slices)
-    return metrics
+    return metrics if scored.has_probabilities else _without_probabilities(metrics)
+
+
+def _without_probabilities(metrics: dict) -> dict:
+    """Return metrics with None for what an answer alone does not give."""
+    for name, metric in METRICS.items():
+        if metric.needs_probabilities:
+            metrics[name] = metrics["intervals"][name] = None
+    return metrics | {"calibration": []}
 
 
 def _mean_of(values: list) -> object:
@@ -170,13 +180,13 @@ def macro_average(
     Parallel datasets (the languages of XNLI: row i says the same in all) are drawn together, as a
     hard premise is hard in every language; others independently.
     """
-    average = {
-        name: float(np.mean([of_set[name] for of_set in metrics.values()])) for name in METRICS
-    }
+    figures = {name: [of_set[name] for of_set in metrics.values()] for name in METRICS}
+    average = {n: None if None in of else float(np.mean(of)) for n, of in figures.items()}
     replicates = bootstrap_replicates([[one] for one in scored.values()], resamples, seed)
     constant = all(one.answers_one_class for one in scored.values())
     intervals = {
         name: interval(np.mean([of_set[0][name] for of_set in replicates], axis=0), constant)
         for name in SCORES
+        if average[name] is not None
     }
     return average | {"intervals": intervals}

@@ -19,7 +19,12 @@ from xnli_gpt.evaluation.logits import Inference, split_logits
 from xnli_gpt.evaluation.rows import Rows
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 from xnli_gpt.evaluation.slices import language_of
-from xnli_gpt.evaluation.sources import Source, SourceReader, predicted_logits
+from xnli_gpt.evaluation.sources import (
+    Source,
+    SourceReader,
+    has_probabilities,
+    predicted_logits,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Scorer:
                 self.classes,
                 language_of(name, rows.hypotheses),
                 rows.carried,
+                has_probabilities=all(has_probabilities(source, name) for source in sources),
+                has_texts=rows.has_texts,
             )
             for name, rows in self.rows.items()
         }

@@ -150,7 +150,8 @@ def _cut_by_overlap(overlaps: np.ndarray) -> dict[str, np.ndarray]:
 def slice_columns(scored: ScoredSplit, masks: Sequence[np.ndarray]) -> np.ndarray:
     """[N, 2 · masks]: of every mask the share of models that are right, and the count."""
     right = (scored.logits.argmax(axis=-1) == scored.labels).mean(axis=0)  # [N]
-    return np.stack([column for mask in masks for column in (right * mask, mask)], axis=1)
+    columns = [column for mask in masks for column in (right * mask, mask)]
+    return np.stack(columns, axis=1) if columns else np.empty((len(right), 0))
 
 
 def slice_figures(

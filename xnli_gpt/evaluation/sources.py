@@ -12,13 +12,17 @@ from torch import nn
 
 from xnli_gpt.checkpoints.fine_tuned import FINE_TUNED_ENDING, fine_tuned_file, read_fine_tuned
 from xnli_gpt.data.own_data import OwnData, own_data_of
+from xnli_gpt.data.row_files import TEXT_KINDS, kind_of
 from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.errors import PredictionsError, RunError, UsageError
+from xnli_gpt.evaluation.other_predictions import is_of_another_tool, read_other_predictions
 from xnli_gpt.evaluation.predictions import PredictedRows, logits_in_order, read_predictions
 from xnli_gpt.evaluation.rows import Rows
 from xnli_gpt.network.config import GPTConfig
 
 PREDICTIONS_FILE = "predictions.jsonl"
+# What other tools don't say: which dataset they predicted.
+ANY_DATASET = "predictions"
 # What seeds of one recipe have in common, by the names of a checkpoint's facts.
 RECIPE_FACTS = ("config", "tokenizer_sha256", "template", "block_size", "pretrained_step")
 # Makes the model of a fine-tuned checkpoint's content; its path is for messages.
@@ -44,6 +48,7 @@ class SourceReader:
     model_of: ModelOf
     split: str
     block_size: int | None = None
+    label_names: tuple[str, ...] | None = None  # of numbers in predictions of other tools
 
     def checkpoint(self, path: Path) -> list[Source]:
         """Return a fine-tuned checkpoint without its weights: only one model at a time is in
@@ -72,7 +77,10 @@ class SourceReader:
     def predictions(self, path: Path) -> list[Source]:
         """Return a source for every run that the file holds."""
         path = path / PREDICTIONS_FILE if path.is_dir() else path
-        runs = read_predictions(path, self.split)
+        if path.exists() and is_of_another_tool(path):
+            runs = [{ANY_DATASET: read_other_predictions(path, self.label_names)}]
+        else:
+            runs = read_predictions(path, self.split)
         sha256 = _sha256_of(path)
         sources = []
         for number, predicted in enumerate(runs, start=1):
@@ -87,7 +95,7 @@ class SourceReader:
         has_predictions = (path / PREDICTIONS_FILE).is_file()
         if is_run and not (prefers_predictions and has_predictions):
             return self.checkpoint(path)
-        if path.is_dir() or path.suffix == ".jsonl":
+        if path.is_dir() or kind_of(path) in (*TEXT_KINDS, "txt"):
             return self.predictions(path)
         return self.checkpoint(path)
 
@@ -150,11 +158,21 @@ def require_same_classes(sources: Sequence[Source]) -> None:
 def predicted_logits(source: Source, name: str, rows: Rows, classes: tuple[str, ...]) -> np.ndarray:
     """Return the logits [N, classes] that predictions hold for a dataset, in the order of its
     rows."""
-    if name not in source.predicted:
+    predicted = _predicted_for(source, name)
+    if predicted is None:
         raise PredictionsError(
             f"{source.path}: no predictions for {name} (found {', '.join(source.predicted)})"
         )
     labels = [classes[label] for label in rows.labels]
-    return logits_in_order(
-        source.predicted[name], rows.ids, rows.premises, rows.hypotheses, labels, classes
-    )
+    return logits_in_order(predicted, rows.ids, rows.premises, rows.hypotheses, labels, classes)
+
+
+def _predicted_for(source: Source, name: str) -> PredictedRows | None:
+    """Return the rows that were predicted for a dataset; those of another tool are for any."""
+    return source.predicted.get(name, source.predicted.get(ANY_DATASET))
+
+
+def has_probabilities(source: Source, name: str) -> bool:
+    """Return whether a source tells more of a dataset's rows than its answers."""
+    predicted = source.predicted and _predicted_for(source, name)
+    return predicted is None or predicted.has_probabilities

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers, other_order_warning
 from xnli_gpt.evaluation.metrics import METRICS
+from xnli_gpt.messages import with_flags
 
 
 def print_results(results: Mapping) -> None:
@@ -15,11 +16,10 @@ def print_results(results: Mapping) -> None:
         lines += seed_lines(results["seeds"])
     if "comparison" in results:
         lines += comparison_lines(results["comparison"])
-    warnings = [
-        one_class_warning(only_answers(metrics, name))
-        for name, metrics in results["datasets"].items()
-    ]
-    print("\n".join([*lines, *filter(None, warnings)]))
+    for name, metrics in results["datasets"].items():
+        lines += filter(None, [one_class_warning(only_answers(metrics, name))])
+        lines += filter(None, [other_order_warning(metrics, name)])
+    print(with_flags("\n".join(lines)))
 
 
 def table_of(results: Mapping) -> list[str]:
@@ -32,7 +32,7 @@ def table_of(results: Mapping) -> list[str]:
     titles = "".join(f"  {title:>6}" for title in others.values())
     lines = [f"{'':<{width}}   rows  {'accuracy [95 %]':<24}{titles}"]
     for name, metrics in rows.items():
-        figures = "".join(f"  {metrics[key]:>{max(6, len(t))}.4f}" for key, t in others.items())
+        figures = "".join(f"  {_figure(metrics[k]):>{max(6, len(t))}}" for k, t in others.items())
         baseline = metrics.get("hypothesis_only")
         beside = f"  (hypothesis only {baseline['accuracy']:.4f})" if baseline else ""
         lines.append(
@@ -40,6 +40,10 @@ def table_of(results: Mapping) -> list[str]:
             f"{_bounds(metrics['intervals']['accuracy']):<17}{figures}{beside}"
         )
     return lines
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _bounds(interval: Sequence[float] | None, sign: str = "") -> str:

@@ -12,13 +12,14 @@ from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
 from xnli_gpt.data.cache import load_texts
 from xnli_gpt.data.loading import Wanted
 from xnli_gpt.data.names import dataset_names, short_name
-from xnli_gpt.evaluation.answers import one_class_warning, only_answers
+from xnli_gpt.evaluation.answers import one_class_warning, only_answers, other_order_warning
 from xnli_gpt.evaluation.logits import split_logits
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 from xnli_gpt.evaluation.slices import language_of
 from xnli_gpt.evaluation.validation import score
 from xnli_gpt.files import save_json
 from xnli_gpt.fine_tuning.inputs import Run, read_best
+from xnli_gpt.messages import with_flags
 from xnli_gpt.options import plain_values
 from xnli_gpt.training.run_folder import RunFolder
 from xnli_gpt.training.state import TrainState
@@ -143,7 +144,11 @@ def outcome(folder: RunFolder) -> str:
         for split in ("validation", "test")
         for name, answer in only_answers(results.get(split, {}), "").items()
     }
-    if warning := one_class_warning(answers):
-        print(warning)
+    warnings = [one_class_warning(answers)]
+    for split in ("validation", "test"):
+        of_sets = results.get(split, {}).get("sets", {split: results.get(split, {})})
+        warnings += [other_order_warning(metrics, name) for name, metrics in of_sets.items()]
+    for warning in filter(None, warnings):
+        print(with_flags(warning))
     places = {"results": folder.results, "report": folder.report, "model": folder.best()}
     return ", ".join(f"{what}: {path}" for what, path in places.items() if path.exists())

@@ -149,6 +149,8 @@ class PairReader:
             # A row with line ends in its fields is named by its first line.
             where = f"{file.name} line {row.line}"
             own = columns or self._columns_in(list(row.fields))
+            if row.swallows:
+                raise DataError(f"{where}: {row.problem}")
             if row.problem:
                 self.bad(where, row.problem)
             elif own is None:

@@ -36,6 +36,9 @@ def most_confident_mistakes(
     for position, line in enumerate(predictions):
         if line.get("label") in (None, line["prediction"]) or line.get("run", 1) != 1:
             continue
+        # Predictions of other tools may have neither texts nor probabilities.
+        if not {"premise", "probabilities"} <= line.keys():
+            continue
         heap = highest.setdefault(line["dataset"], [])
         # Positions differ, so that two lines themselves are never compared.
         heapq.heappush(heap, (line["probabilities"][line["prediction"]], -position, line))

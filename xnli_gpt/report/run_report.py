@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,7 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         f"{info['model_dim']}, {info['vocab_size']} embedding rows",
         "trunk at the start": "random" if flags["random_init"] else "pretrained",
         "data": found["data"]["content_sha256"],
+        "notes on the data": _notes(found["data"]["notes"]),
         "tokenizer": f"{flags['tokenizer_name']} ({found['tokenizer']['sha256']})",
         "commit": found["commit"],
         "seed": flags["seed"],
@@ -97,6 +98,12 @@ def _facts(run: FinishedRun) -> dict[str, object]:
         "versions": found["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _notes(notes: Sequence[str]) -> str | None:
+    """Return what was said of the data before training, as sentences."""
+    said = (note.split(": ", 1)[1].replace("`", "") for note in notes)
+    return "; ".join(said) or None
 
 
 def _best_validation(state: TrainState) -> str | None:

@@ -54,6 +54,7 @@ class RunFacts:
             "data": {
                 "content_sha256": {n: one.content_hash for n, one in self.data.sets.items()},
                 "classes": list(self.data.classes),
+                "notes": [note for one in self.data.sets.values() for note in one.notes],
             },
             "tokenizer": {
                 "sha256": self.encoding.tokenizer_hash,
