@@ -19,7 +19,7 @@ of modded-nanogpt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -207,9 +207,23 @@ class GPTTrunk(nn.Module):
         if input_ids.dim() == 1:
             return self.forward_features(input_ids[None], docs, windows)[0]
         self._check_row(input_ids, docs)
-        attend = self._attention(input_ids.size(1), docs, windows or self.config.windows)
-        positions = torch.arange(input_ids.size(1), device=input_ids.device)
-        return self._hidden_states(input_ids, positions, attend)
+        return self.features_of(self.embed_tokens(input_ids), docs, windows)
+
+    def embed_tokens(self, input_ids: Tensor) -> list[Tensor]:
+        """Return all that the network reads from ids [B, T]: the embedding and the value
+        embeddings, each [B, T, D]."""
+        return [self.embed(input_ids), *(table(input_ids) for table in self.value_embeds)]
+
+    def features_of(
+        self,
+        embeddings: Sequence[Tensor],
+        docs: Tensor | None = None,
+        windows: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Return the features of `embed_tokens`' result, as `forward_features`: [B, T, D]."""
+        T, device = embeddings[0].size(1), embeddings[0].device
+        attend = self._attention(T, docs, windows or self.config.windows)
+        return self._hidden_states(embeddings, torch.arange(T, device=device), attend)
 
     def lm_logits(self, features: Tensor) -> Tensor:
         """Capped language-model logits of `features` [..., D] -> [..., head rows], float32."""
@@ -250,23 +264,25 @@ class GPTTrunk(nn.Module):
 
     def _hidden_states(
         self,
-        input_ids: Tensor,
+        embeddings: Sequence[Tensor],
         positions: Tensor,
         attend: AttentionFn,
         pooled: Tensor | None = None,
     ) -> Tensor:
-        """ids [B, T], positions [T] -> [B, T, D]; with `pooled` [P] only these: [B, P, D].
+        """`embed_tokens`' result, positions [T] -> [B, T, D]; with `pooled` [P] only these:
+        [B, P, D].
 
         The stream has the dtype of the surrounding autocast, as it had in pretraining.
         """
-        device_type = input_ids.device.type
+        embedding, *value_embeddings = embeddings  # [B, T, D] each
+        device_type = embedding.device.type
         dtype = self.embed.weight.dtype
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
         # Every operation follows the stream's dtype; autocast would cast it back and forth.
         with torch.autocast(device_type, enabled=False):
-            value_embeddings = [table(input_ids).to(dtype) for table in self.value_embeds]
-            x0 = rms_norm(self.embed(input_ids)).to(dtype)  # [B, T, D]
+            value_embeddings = [values.to(dtype) for values in value_embeddings]
+            x0 = rms_norm(embedding).to(dtype)  # [B, T, D]
             x = self._through_blocks(x0, value_embeddings, self.rotary(positions), attend, pooled)
             return rms_norm(x)
 
@@ -458,16 +474,19 @@ class GPTBatched(GPTTrunk):
         device_type = row.input_ids.device.type
         backend = self.row_attention or DEFAULT_ROW_ATTENTION.get(device_type, "groups")
         attend = ROW_ATTENTION[backend](self.config, row)
-        return self._hidden_states(row.input_ids[None], row.positions, attend, row.last)[0]
+        embeddings = self.embed_tokens(row.input_ids[None])
+        return self._hidden_states(embeddings, row.positions, attend, row.last)[0]
 
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]
     ) -> AttentionFn:
         device = self.scalars.device
         num_blocks = next_multiple(num_tokens, WINDOW_BLOCK) // WINDOW_BLOCK
+        longest = self.config.max_seq_len
+        # The first holds for any length, which an exported graph does not know.
         masks = {
             long: None
-            if docs is None and num_blocks <= window
+            if docs is None and (longest <= window * WINDOW_BLOCK or num_blocks <= window)
             else dense_mask(attention_rule(docs, window), num_tokens, device)
             for long, window in zip((True, False), windows, strict=True)
         }

@@ -12,6 +12,7 @@ import pytest
 import small_run
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from shell import ROOT
 from small_run import LABELS
@@ -321,7 +322,9 @@ def test_the_card_tells_the_facts_of_the_checkpoint(fine_tuned, exported):
         'truncation="only_first"',
     ):
         assert fact in card, fact
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    metadata = ModelCard(card).data
+    assert metadata.library_name == "transformers" and metadata.license == "other"
+    assert metadata.base_model == Path(saved["pretrained"]["file"]).stem
 
 
 def test_the_card_has_test_metrics_only_of_this_model(fine_tuned, tmp_path):
@@ -360,6 +363,8 @@ def test_the_card_knows_the_languages_of_xnli_sets(fine_tuned):
     encoding = encoding_of_saved(saved, Path("x"))
     card = model_card(Path("out/hindi_xnli+xnli_ur-ckpt.pt"), saved, encoding)
     assert "language:\n- hi\n- ur\n" in card
+    assert ModelCard(card).data.license == "cc-by-nc-4.0"
+    assert ModelCard(card).data.datasets == ["facebook/xnli"]
     assert "| xnli_ur | 0.1250 (0.1000 to 0.2000) |" in card
     assert "means over the sets" in card
     assert "CC BY-NC 4.0" in card
@@ -416,3 +421,111 @@ def test_a_checkpoint_of_pretraining_is_not_exported(folder, fine_tuned, tmp_pat
     assert predict.main([*argv, "--export", str(tmp_path / "exported")]) == 2
     assert "not a fine-tuned checkpoint" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def embeddings_of(model: torch.nn.Module, batch: dict) -> dict:
+    ids = batch["input_ids"]
+    rest = {name: value for name, value in batch.items() if name != "input_ids"}
+    return {"inputs_embeds": model.get_input_embeddings()(ids), **rest}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_embeddings_in_place_of_ids(exported, family, side):
+    model, tokenizer = load_model(exported[family]), load_tokenizer(exported[family])
+    tokenizer.padding_side = side
+    batch = batch_of(tokenizer, PAIRS)
+    with torch.no_grad():
+        assert farthest(model(**batch).logits, model(**embeddings_of(model, batch)).logits) < 1e-6
+    for wrong in ({}, {**batch, **embeddings_of(model, batch)}):
+        with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+            model(**wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_trunk_alone_gives_the_final_hidden_states(fine_tuned, exported, family, side):
+    trunk, report = transformers.AutoModel.from_pretrained(
+        exported[family], trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    tokenizer = load_tokenizer(exported[family])
+    tokenizer.padding_side = side
+    batch = batch_of(tokenizer, PAIRS)
+    ours = XNLIClassifier.load(fine_tuned[family], device="cpu").model.pretrained_model
+    with torch.no_grad():
+        states = trunk(**batch).last_hidden_state
+        for row, ids, mask in zip(states, batch["input_ids"], batch["attention_mask"], strict=True):
+            alone = ours.forward_features(ids[mask == 1][None])[0]
+            assert farthest(row[mask == 1], alone) < 1e-5
+            assert not row[mask == 0].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fine_tuning_again_with_peft_and_gradient_checkpointing(exported, family, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, tokenizer = load_model(exported[family]), load_tokenizer(exported[family])
+    batch, labels = batch_of(tokenizer, PAIRS), torch.tensor([0, 1, 2])
+    options = dict(task_type="SEQ_CLS", target_modules=["c_fc", "c_proj"], modules_to_save=["head"])
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_dropout=0.0, **options))
+    plain = tuned(**batch, labels=labels)
+    plain.loss.backward()
+    expected = {n: p.grad.clone() for n, p in tuned.named_parameters() if p.requires_grad}
+    assert expected and any(grad.any() for n, grad in expected.items() if "lora_B" in n)
+    tuned.zero_grad()
+    tuned.gradient_checkpointing_enable()
+    tuned.enable_input_require_grads()
+    assert model.pretrained_model.gradient_checkpointing
+    tuned.train()
+    tuned(**batch, labels=labels).loss.backward()
+    for name, parameter in tuned.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter += 0.01
+    tuned.eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(load_model(exported[family]), tmp_path / "adapter")
+    with torch.no_grad():
+        assert farthest(again.eval()(**batch).logits, tuned(**batch).logits) < 1e-6
+
+
+def dynamic_shapes() -> dict:
+    batch, tokens = torch.export.Dim("batch", max=64), torch.export.Dim("tokens", max=160)
+    return {name: {0: batch, 1: tokens} for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_graph_takes_padded_batches_of_any_shape(exported, family):
+    model, tokenizer = load_model(exported[family]).eval(), load_tokenizer(exported[family])
+    program = torch.export.export(
+        model, (), dict(batch_of(tokenizer, PAIRS)), dynamic_shapes=dynamic_shapes()
+    ).module()
+    for pairs in (PAIRS, ODD_PAIRS, PAIRS[:2], PAIRS * 3):
+        batch = batch_of(tokenizer, pairs)
+        with torch.no_grad():
+            assert farthest(program(**batch).logits, model(**batch).logits) < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnxruntime_computes_the_same_logits(exported, family, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, tokenizer = load_model(exported[family]).eval(), load_tokenizer(exported[family])
+    torch.onnx.export(
+        model,
+        (),
+        kwargs=dict(batch_of(tokenizer, PAIRS)),
+        dynamic_shapes=dynamic_shapes(),
+        dynamo=True,
+        output_names=["logits"],
+    ).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for pairs in (PAIRS, ODD_PAIRS, PAIRS[:2]):
+        batch = batch_of(tokenizer, pairs)
+        (logits,) = session.run(None, {name: ids.numpy() for name, ids in batch.items()})
+        with torch.no_grad():
+            assert farthest(torch.from_numpy(logits), model(**batch).logits) < 1e-5

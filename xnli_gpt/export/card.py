@@ -33,7 +33,7 @@ def model_card(checkpoint: Path, saved: Mapping[str, object], encoding: PairEnco
     )
     environment.filters["cell"] = _cell
     return environment.get_template("model_card.md.jinja").render(
-        card_data=_metadata(checkpoint, datasets, test),
+        card_data=_metadata(checkpoint, saved, datasets, test),
         datasets=datasets,
         languages=languages_of(datasets),
         classes=saved["classes"],
@@ -60,7 +60,10 @@ def _cell(text: object) -> str:
 
 
 def _metadata(
-    checkpoint: Path, datasets: Sequence[str], test: Mapping[str, object] | None
+    checkpoint: Path,
+    saved: Mapping[str, object],
+    datasets: Sequence[str],
+    test: Mapping[str, object] | None,
 ) -> ModelCardData:
     """Return what the Hub reads; the results of the test split where they are of XNLI."""
     languages = languages_of(datasets)
@@ -83,8 +86,12 @@ def _metadata(
                 if key in test
             ],
         }
+    pretrained = (saved.get("pretrained") or {}).get("file")
     return ModelCardData(
         language=languages or None,
+        # That of XNLI forbids commercial use; of other texts and of the weights nothing is known.
+        license="cc-by-nc-4.0" if languages else "other",
+        base_model=Path(pretrained).stem if pretrained else None,
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["natural-language-inference", "xnli", "custom_code"],

@@ -30,7 +30,7 @@ from xnli_gpt.files import save_atomically, save_json
 from xnli_gpt.network.config import GPTConfig
 
 MODULE, CONFIG_CLASS = "modeling_xnli_gpt", "XNLIGPTConfig"
-MODEL_CLASS = "XNLIGPTForSequenceClassification"
+MODEL_CLASS, TRUNK_CLASS = "XNLIGPTForSequenceClassification", "XNLIGPTModel"
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def transformers_config(saved: Mapping[str, object], encoding: PairEncoding) -> 
         "architectures": [MODEL_CLASS],
         "auto_map": {
             "AutoConfig": f"{MODULE}.{CONFIG_CLASS}",
+            "AutoModel": f"{MODULE}.{TRUNK_CLASS}",
             "AutoModelForSequenceClassification": f"{MODULE}.{MODEL_CLASS}",
         },
         "dtype": "float32",
