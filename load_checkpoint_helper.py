@@ -9,6 +9,7 @@ Nothing in a file is executed: its pickle is read by an unpickler that looks no 
 (`xnli_gpt/checkpoints/pickles.py`), and the weights are mapped from the file.
 
     python load_checkpoint_helper.py CKPT [--json] [--n_head N] [--lm_check TOKENS.bin]
+    python load_checkpoint_helper.py CKPT --convert OUT.safetensors
 """
 
 from __future__ import annotations
@@ -57,9 +58,12 @@ class LanguageModelOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How what was found is printed."""
+    """How what was found is printed, and where the weights are written to."""
 
     json: bool = option(False, "print one JSON object")
+    convert: Path | None = option(
+        None, "write the weights alone", metavar="OUT.safetensors", is_path=True
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ from xnli_gpt.checkpoints.formats import (
 from xnli_gpt.checkpoints.lm_check import lm_check, lm_verdict, read_token_shard
 from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
 from xnli_gpt.checkpoints.reading import read_checkpoint_file
+from xnli_gpt.checkpoints.rotary_buffers import check_rotary_buffers, without_rotary_buffers
+from xnli_gpt.checkpoints.safetensors_files import write_safetensors
 from xnli_gpt.checkpoints.source import head_count
 from xnli_gpt.checkpoints.storages import check_finite, read_weights
 from xnli_gpt.messages import listed, shown
@@ -155,11 +161,12 @@ def _read_checkpoint(
     """What `inspect_checkpoint` returns, and the weights as `converted_state` gives them, or none
     where `device` is None."""
     file = read_checkpoint_file(path)
-    checkpoint, state = file.content, file.weights
+    checkpoint, (state, buffers) = file.content, without_rotary_buffers(file.weights)
     fmt = _detect_format(path, state)
     sizes = check_tensors(path, fmt, state)
     heads, heads_from = head_count(path, fmt, sizes, checkpoint.get("code"), num_heads)
     config = _config(path, fmt, sizes, heads, max_seq_len)
+    check_rotary_buffers(path, buffers, config.head_dim)
     converted, weights_id = read_weights(file, fmt, device)
     file.mapped.check_unchanged()
     fingerprint = check_scalars(path, fmt, config, state["scalars"])
@@ -396,6 +403,27 @@ def _plain_number(value: object) -> float | int | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def convert_checkpoint(path: str | Path, out: str | Path, *, num_heads: int | None = None) -> dict:
+    """Write a checkpoint's weights, without wrappers in their names, as a file of safetensors that
+    loads as the checkpoint itself; return its `info`.
+
+    Raises CheckpointError for a file that can't be used, or an `out` that is there already.
+    """
+    path, out = Path(path), Path(out)
+    if out.exists() or not out.resolve().parent.is_dir():
+        what = "is there already" if out.exists() else f"no folder {out.parent}"
+        raise CheckpointError(f"`convert` {out}: {what}; name a new file in a folder that is there")
+    info, checkpoint = inspect_checkpoint(path, num_heads=num_heads)
+    call = (
+        f"GPT(num_layers={info['num_layers']}, num_heads={info['num_heads']}, "
+        f"model_dim={info['model_dim']})"
+    )
+    code = checkpoint.get("code") if info["head_count_from"] == "code" else call
+    beside = {"code": code, "step": info["step"], "val_loss": info["val_loss"]}
+    write_safetensors(out, checkpoint["model"], beside)
+    return info
+
+
 def _report(config: Inspection) -> dict:
     path = resolve_checkpoint_path(config.checkpoint.checkpoint)
     if config.lm_check.lm_check is None:
@@ -432,6 +460,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problems:
             raise UsageError(problems)
         report = _report(config)
+        if config.output.convert is not None:
+            path, heads = Path(report["file"]), config.checkpoint.n_head
+            convert_checkpoint(path, config.output.convert, num_heads=heads)
         if config.output.json:
             print(json.dumps(report, indent=2))
         else:

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from test_load_checkpoint import BOTH, TINY, assert_holds, assert_refused, tiny_file, tiny_state
 
-from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoint
+from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoint, main
 
 HEADS = {fmt: size["heads"] for fmt, size in TINY.items()}
 
@@ -46,8 +46,7 @@ def test_a_file_of_any_form_loads(tmp_path, fmt, form):
     trunk, info, checkpoint = load_pretrained_checkpoint(path, num_heads=HEADS[fmt])
     assert info["checkpoint_format"] == fmt
     assert_holds(trunk, fmt, tiny_state(fmt))
-    key = form.replace("_", " ").split()[0] if form.startswith(("flat", "legacy")) else form
-    weights = checkpoint.get(key, checkpoint.get("model"))
+    weights = checkpoint["model"]
     assert all(torch.equal(weights[name], tensor) for name, tensor in tiny_state(fmt).items())
 
 
@@ -119,3 +118,43 @@ def test_the_same_weights_have_the_same_id_beside_other_things(tmp_path):
         path = tiny_file(tmp_path / str(number), "medium", **beside)
         ids.add(inspect_checkpoint(path)[0]["weights_id"])
     assert len(ids) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("with_code", [True, False])
+def test_converted_weights_load_as_the_checkpoint(tmp_path, capsys, fmt, with_code):
+    prefixed = {f"module._orig_mod.{name}": tensor for name, tensor in tiny_state(fmt).items()}
+    options = {} if with_code else {"code": ""}
+    path = tiny_file(tmp_path, fmt, prefixed, val_loss=3.25, **options)
+    out = tmp_path / "plain.safetensors"
+    assert main([str(path), "--convert", str(out), "--n_head", str(HEADS[fmt])]) == 0
+    trunk, info, _ = load_pretrained_checkpoint(out)
+    assert_holds(trunk, fmt, tiny_state(fmt))
+    before, _ = inspect_checkpoint(path, num_heads=HEADS[fmt])
+    same = ("checkpoint_format", "num_heads", "step", "val_loss", "num_parameters", "dtypes")
+    assert {key: info[key] for key in same} == {key: before[key] for key in same}
+    library = safetensors.torch.load_file(out)
+    assert library.keys() == tiny_state(fmt).keys()
+    capsys.readouterr()
+    assert main([str(path), "--convert", str(out), "--n_head", str(HEADS[fmt])]) == 2
+    assert f"--convert {out}: is there already" in capsys.readouterr().err
+    assert main([str(path), "--convert", str(tmp_path / "none" / "x.safetensors")]) == 2
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_rotary_tables_must_be_those_that_are_computed(tmp_path, capsys, fmt, dtype):
+    state = tiny_state(fmt)
+    trunk, _, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt), max_seq_len=64)
+    tables = {
+        f"blocks.{i}.attn.rotary.{name}": getattr(trunk.rotary, name).to(dtype)
+        for i in (0, 3)
+        for name in ("cos", "sin")
+    }
+    loaded, info, _ = load_pretrained_checkpoint(tiny_file(tmp_path, fmt, state | tables))
+    assert_holds(loaded, fmt, state)
+    assert info["num_parameters"] == sum(tensor.numel() for tensor in state.values())
+    name = "blocks.3.attn.rotary.sin"
+    for wrong in (tables[name] * 0.9, tables[name][:, :-1].clone(), tables[name].int()):
+        path = tiny_file(tmp_path, fmt, state | tables | {name: wrong})
+        assert_refused(path, f"rotary table {name} .*another network", capsys)

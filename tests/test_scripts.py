@@ -144,6 +144,16 @@ def test_a_job_forwards_words_and_sets_what_offline_nodes_need(tmp_path):
     assert all(place.startswith(str(tmp_path / "cache")) for place in places)
 
 
+def test_a_job_submitted_from_the_folder_of_scripts_finds_the_repository(tmp_path):
+    job = Job(tmp_path / "within", SLURM_SUBMIT_DIR=str(ROOT / "scripts"))
+    done = job.run("finetune.slurm", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    assert job.words[-2:] == ["--seed", "3"]
+    done = Job(tmp_path / "elsewhere", SLURM_SUBMIT_DIR=str(tmp_path)).run("finetune.slurm")
+    assert done.returncode == 2
+    assert "is not the repository; call sbatch there, or set PROJECT" in done.stderr
+
+
 @pytest.mark.parametrize("path", TRAINING_JOBS, ids=named)
 def test_the_program_understands_what_jobs_tell_it(path, tmp_path):
     runs = tmp_path / "sweep/runs.txt"

@@ -37,7 +37,7 @@ FOREIGN_FILES = {
 @dataclass(frozen=True)
 class CheckpointFile:
     """A file's content with its tensors mapped, and the weights among them without the prefixes
-    of wrappers; `prefix` is that of the first."""
+    of wrappers, which are "model" in the content; `prefix` is that of the first."""
 
     mapped: MappedFile
     content: dict
@@ -74,7 +74,8 @@ def read_checkpoint_file(path: Path) -> CheckpointFile:
     state = {without_wrappers(name): tensor for name, tensor in weights.items()}
     if len(state) != len(weights):
         raise CheckpointError(f"{path}: holds the same weights with and without a wrapper's prefix")
-    content = content | {key: state} if key else {**_beside(content), "model": state}
+    beside = _beside(content) if not key else {k: v for k, v in content.items() if k != key}
+    content = {**beside, "model": state}
     return CheckpointFile(mapped, content, state, first_prefix(weights))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from xnli_gpt.checkpoints.mapped import MappedFile, Storage
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.files import save_atomically
 from xnli_gpt.messages import reason_of, shown
 
 # The library's own limit.
@@ -39,16 +42,17 @@ def is_safetensors(start: bytes, num_bytes: int) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= num_bytes - 8
 
 
-def read_safetensors(mapped: MappedFile) -> dict[str, Tensor]:
-    """Return the tensors of a file, mapped. Raises CheckpointError."""
+def read_safetensors(mapped: MappedFile) -> dict[str, object]:
+    """Return the tensors of a file, mapped, as "model", and what its metadata say beside them.
+
+    Raises CheckpointError.
+    """
     path = mapped.path
     try:
         header, start = _header_of(path)
-        return {
-            name: _tensor_of(mapped, start, name, said)
-            for name, said in header.items()
-            if name != "__metadata__"
-        }
+        beside = header.pop("__metadata__", None) or {}
+        tensors = {name: _tensor_of(mapped, start, name, said) for name, said in header.items()}
+        return {**{key: _number_or_text(value) for key, value in beside.items()}, "model": tensors}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -58,6 +62,25 @@ def read_safetensors(mapped: MappedFile) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], beside: Mapping[str, object]
+) -> None:
+    """Write tensors, and as metadata what stands beside them."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    said = {key: str(value) for key, value in beside.items() if value is not None}
+    save_atomically(path, lambda part: save_file(plain, part, metadata={"format": "pt"} | said))
+
+
+def _number_or_text(value: str) -> float | int | str:
+    """Return a value of the metadata, which are texts alone, as the number that it is, if any."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def _header_of(path: Path) -> tuple[dict, int]:

@@ -20,7 +20,7 @@ KNOWN_TEXT_COLUMNS = (
     ("text1", "text2"),
     ("text_a", "text_b"),
 )
-KNOWN_LABEL_COLUMNS = (LABEL_COLUMN, "gold_label", "gold", "labels")
+KNOWN_LABEL_COLUMNS = (LABEL_COLUMN, "gold_label")
 # Columns that tell the language of a row.
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 

@@ -17,7 +17,7 @@ from xnli_gpt.evaluation.predictions import PredictedRows
 from xnli_gpt.messages import listed, shown
 
 PREDICTION_COLUMNS = ("prediction", "pred", "predicted", "predicted_label", "y_pred", "answer")
-GOLD_COLUMNS = (*KNOWN_LABEL_COLUMNS, "true", "true_label", "y_true", "target", "reference")
+GOLD_COLUMNS = (*KNOWN_LABEL_COLUMNS, "gold", "true", "true_label", "y_true", "target", "reference")
 PROBABILITY_PREFIXES = ("probability_", "prob_", "p_")
 # What a class gets that another tool did not choose, where it gives no probabilities.
 LEAST_PROBABILITY = 1e-6

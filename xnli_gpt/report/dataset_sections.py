@@ -37,7 +37,7 @@ def most_confident_mistakes(
         if line.get("label") in (None, line["prediction"]) or line.get("run", 1) != 1:
             continue
         # Predictions of other tools may have neither texts nor probabilities.
-        if not {"premise", "probabilities"} <= line.keys():
+        if "probabilities" not in line:
             continue
         heap = highest.setdefault(line["dataset"], [])
         # Positions differ, so that two lines themselves are never compared.
@@ -171,7 +171,8 @@ def _kinds_of_slices(metrics: Mapping) -> dict[str, Sequence[Mapping]]:
 def _mistakes(dataset: str, lines: Sequence[Mapping]) -> Mistakes:
     entries = []
     for line in lines:
-        texts = [" ".join(line[part].split()) for part in ("premise", "hypothesis")]
+        parts = (line.get(part, MISSING) for part in ("premise", "hypothesis"))
+        texts = [" ".join(part.split()) for part in parts]
         language = language_of(dataset, texts[0])
         premise, hypothesis = (Cell(text, language, is_foreign=True) for text in texts)
         entries.append(
