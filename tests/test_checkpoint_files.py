@@ -158,3 +158,22 @@ def test_saved_rotary_tables_must_be_those_that_are_computed(tmp_path, capsys, f
     for wrong in (tables[name] * 0.9, tables[name][:, :-1].clone(), tables[name].int()):
         path = tiny_file(tmp_path, fmt, state | tables | {name: wrong})
         assert_refused(path, f"rotary table {name} .*another network", capsys)
+
+
+def test_a_whole_module_is_called_that(tmp_path, capsys):
+    path = saved(tmp_path / "file.pt", torch.nn.Linear(2, 2))
+    assert_refused(path, "an object of torch.nn.modules.linear.Linear.*state_dict", capsys)
+
+
+@pytest.mark.parametrize(
+    "name, match",
+    [
+        ("__0_0.distcp", "a distributed checkpoint.*dcp_to_torch"),
+        ("pytorch_model.bin", "give the checkpoint in it, .*pytorch_model.bin"),
+        ("model.safetensors", "give the checkpoint in it, .*model.safetensors"),
+        ("notes.txt", r"without a \*\.pt, \*\.pth, \*\.bin"),
+    ],
+)
+def test_what_lies_in_a_folder_is_said(tmp_path, capsys, name, match):
+    (tmp_path / name).touch()
+    assert_refused(tmp_path, match, capsys)

@@ -296,3 +296,23 @@ def test_lengths_are_those_of_the_rows_that_are_left(tmp_path):
     request = DataRequest(str(CASES / "gold_dash"), bad_rows="skip")
     data = load_encoded(request, encoding, tmp_path)
     assert len(data.splits["train"]) == 34 and (np.diff(data.splits["train"].offsets) > 0).all()
+
+
+def test_a_quoted_field_of_csv_that_holds_another_row_is_a_question(tmp_path):
+    """It begins with a quotation mark that was a letter, and ends where another text ends so."""
+    lines = ["premise,hypothesis,label", "क,ख,entailment", '"क,ख,neutral', 'क,ख",contradiction']
+    lines = [*lines, "क,ख,neutral", "क,ख,contradiction", ""]
+    folder = write_folder(tmp_path / "data", "csv")
+    rows = "\n".join(lines).replace('"क,ख,neutral\nक,ख"', 'क,"ख,neutral\nक,ख"')
+    (folder / "train.csv").write_text(rows)
+    for options in ({}, {"bad_rows": "skip"}):
+        with pytest.raises(DataError, match="row 2 has in hypothesis what looks like the end of"):
+            read(folder, tmp_path, **options)
+    splits, _ = read(folder, tmp_path, quotes="csv")
+    assert splits["train"].hypotheses[1] == "ख,neutral\nक,ख"
+
+
+def test_texts_of_several_lines_are_texts(tmp_path):
+    rows = [{**row, "premise": "first, second\nthird, fourth\nneutral"} for row in rows_of()]
+    folder = write_folder(tmp_path / "data", "csv", train=rows)
+    assert read(folder, tmp_path)[0]["train"].premises[0] == rows[0]["premise"]

@@ -16,7 +16,7 @@ from data_parts import (
     train_tokenizer,
 )
 from shell import ROOT
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from xnli_gpt.data.pairs import encode_pairs
 from xnli_gpt.data.tokenizer import (
@@ -232,6 +232,49 @@ def test_a_tokenizer_that_loses_letters_is_warned_of(case, said):
     notes = notes_of_encoding(texts, load_pair_encoding(str(CASES / case)))
     assert len(notes) == 1 and re.search(f"warning: .*loses letters.*{said}", notes[0])
     assert notes_of_encoding(texts, load_pair_encoding(str(CASES / "tokenizer.json"))) == []
+
+
+def without_accents():
+    return normalizing(normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]))
+
+
+def without_virama():
+    return normalizing(normalizers.Replace("\u094d", ""))
+
+
+def normalizing(normalizer):
+    tokenizer = train_tokenizer()
+    tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+def without_alphabet():
+    return Tokenizer(models.BPE({END: 0, "x": 1, "a": 2}, []))
+
+
+def of_single_letters():
+    return Tokenizer(models.Unigram([("<unk>", 0.0), (END, 0.0), ("x", -1.0)], 0))
+
+
+LOSING = {
+    "accents of Latin": (without_accents, "chó", "cho"),
+    "a sign that is replaced": (without_virama, "क्या", "कया"),
+    "no token for the unknown": (without_alphabet, "झx", "x"),
+    "unigram": (of_single_letters, "झx", "<unk>"),
+}
+
+
+@pytest.mark.parametrize("make, word, left", LOSING.values(), ids=LOSING)
+def test_letters_that_are_lost_in_any_way(tmp_path, make, word, left):
+    notes = notes_of_encoding([word], encoding_of(make(), tmp_path / "t.json"))
+    assert f"of {word} there is left {left}" in notes[0]
+
+
+@pytest.mark.parametrize("change", [normalizers.NFC(), normalizers.NFKD(), normalizers.Lowercase()])
+def test_another_form_of_the_same_letters_is_no_loss(tmp_path, change):
+    words = ["Straße", "École", "ख़रीदा", "\u0958ल", "हैं", "Ελλάδα", "chó", "สวัสดี", "ہے"]
+    encoding = encoding_of(normalizing(change), tmp_path / "t.json")
+    assert not [note for note in notes_of_encoding(words, encoding) if "loses" in note]
 
 
 def test_forms_of_letters_that_change_the_tokens_are_counted(tmp_path, tokenizer):

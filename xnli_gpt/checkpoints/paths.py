@@ -11,6 +11,8 @@ from pathlib import Path
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.messages import listed
 
+CHECKPOINT_ENDINGS = ("*.pt", "*.pth", "*.bin", "*.safetensors", "*.ckpt")
+
 
 def resolve_checkpoint_path(patterns: str | Path | Sequence[str | Path]) -> Path:
     """The best file of paths and globs: the lowest `_val…` in the name, without one the highest
@@ -38,9 +40,15 @@ def _preference(path: Path) -> tuple[float, float]:
 
 def told_of_folder(folder: Path) -> str:
     """What to give instead of a folder."""
-    names = sorted(path.name for path in folder.glob("*.pt"))
+    if any(folder.glob("*.distcp")):
+        return (
+            f"{folder}: a distributed checkpoint of several ranks; make one file of it by "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
+        )
+    names = sorted(path.name for ending in CHECKPOINT_ENDINGS for path in folder.glob(ending))
     if not names:
-        return f"{folder}: a folder, not a file, and without a *.pt in it; give a checkpoint's path"
+        found = ", ".join(CHECKPOINT_ENDINGS)
+        return f"{folder}: a folder, not a file, and without a {found} in it; give a file's path"
     if len(names) == 1:
         return f"{folder}: a folder, not a file; give the checkpoint in it, {folder / names[0]}"
     return (

@@ -102,6 +102,11 @@ def _content_of(mapped: MappedFile) -> dict:
         return read_safetensors(mapped)
     content = read_legacy(mapped) if is_legacy(start) else read_zip(mapped)
     if not isinstance(content, dict):
+        if isinstance(content, Inert) and not content.problem and content.name != "torch.Tensor":
+            raise CheckpointError(
+                f"{mapped.path}: an object of {shown(content.name)}, whose code would have to be "
+                "executed; load it where you trust it, and save its state_dict() with torch.save"
+            )
         what = content.name if isinstance(content, Inert) else type(content).__name__
         raise CheckpointError(
             f"{mapped.path}: holds a {shown(what)}, expected the dict that the pretraining script "

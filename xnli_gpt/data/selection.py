@@ -3,6 +3,7 @@ and what of a row can't be used."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ KNOWN_TEXT_COLUMNS = (
 KNOWN_LABEL_COLUMNS = (LABEL_COLUMN, "gold_label")
 # Columns that tell the language of a row.
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
+
+
+# A label behind a separator, at the end of a line that is not the last one of its text.
+_ENDS_A_ROW = re.compile(r"[,;\t](?:entailment|neutral|contradict(?:ion|ory)|[0-2])\r?\n", re.I)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def _conditions(request: DataRequest, tables: Mapping[str, Table]) -> dict[str, 
 
 def _holds_translations(column: str, tables: Iterable[Table], request: DataRequest) -> bool:
     """Tell whether a column's name picks one of the languages that each text is in."""
-    if column not in LANGUAGE_COLUMNS:
+    if column.lower() not in LANGUAGE_COLUMNS:
         return False
     return any(
         isinstance(value, Mapping)
@@ -105,7 +110,7 @@ def _select(
         request.label_column,
     ):
         notes.append(f"note: {where}: read from the columns {columns}")
-    languages = [v for name in LANGUAGE_COLUMNS for v in conditions.get(name, ())]
+    languages = [v for name in conditions if _is_language(name) for v in conditions[name]]
     texts = [
         _texts_in(table.values(name), name, where, languages or [request.dataset_config])
         for name in columns.texts
@@ -140,7 +145,7 @@ def _rows_where(
     kept, notes = list(range(table.num_rows)), []
     for column, values in conditions.items():
         if column not in table.columns:
-            if column not in LANGUAGE_COLUMNS:
+            if not _is_language(column):
                 notes.append(f"note: {where}: has no column {shown(column)}, all rows are taken")
             continue
         found = [str(value) for value in table.values(column)]
@@ -150,8 +155,8 @@ def _rows_where(
                 f"{where}: no row has {shown(column)} {' or '.join(map(shown, values))} "
                 f"(found {listed(dict.fromkeys(found))})"
             )
-    for column in LANGUAGE_COLUMNS:
-        if column in table.columns and column not in conditions:
+    for column in filter(_is_language, table.columns):
+        if column not in conditions:
             found = dict.fromkeys(map(str, table.values(column)))
             if len(found) > 1:
                 raise DataError(
@@ -159,6 +164,10 @@ def _rows_where(
                     f"which are never read as one; choose by `where` {column}=VALUE"
                 )
     return kept, notes
+
+
+def _is_language(column: str) -> bool:
+    return column.lower() in LANGUAGE_COLUMNS
 
 
 def _columns_of(table: Table, split: str, where: str, request: DataRequest) -> _Columns:
@@ -250,7 +259,19 @@ class _UsableRows:
             elif not value.strip():
                 told[row] = "is empty"
         self._refuse(told, f"column {column} must be text", "`bad_rows` skip leaves such rows out")
+        self._refuse_swallowed(kept, values, column)
         return [value.strip("\r\n") if isinstance(value, str) else "" for value in values]
+
+    def _refuse_swallowed(self, kept: Sequence[int], values: Sequence[object], column: str) -> None:
+        """Raise DataError for a text with the end of another row in it, unless its quotes are
+        said to be quotes: it opened with a quotation mark that was a letter."""
+        swallowing = [row for row in kept if _ENDS_A_ROW.search(str(values[row]))]
+        if swallowing and self.request.quotes != "csv":
+            raise DataError(
+                f"{self.where}: row {self.table.number(swallowing[0])} has in {column} what looks "
+                "like the end of another row: is a quotation mark at its beginning a letter? "
+                "double the quotes and quote the whole field; `quotes` csv reads it as it stands"
+            )
 
     def _refuse(self, told: Mapping[int, str], expected: str, advice: str) -> None:
         if told and not self.request.skips_bad_rows:

@@ -3,6 +3,7 @@ that it loses, and forms of one letter that it tells apart."""
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -43,7 +44,9 @@ def _lost_letters(words: Sequence[str], tokenizer: Tokenizer) -> str | None:
             normalized = tokenizer.normalizer.normalize_str(word)
         if _letters(word) - _letters(normalized):
             lost.append((word, normalized))
-        elif unknown is not None and unknown in encoded.ids:
+        elif (unknown is not None and unknown in encoded.ids) or (
+            word == normalized and _letters(word) - _letters(_covered(word, encoded.offsets))
+        ):
             lost.append((word, tokenizer.decode(encoded.ids, skip_special_tokens=False)))
     if not lost:
         return None
@@ -55,15 +58,24 @@ def _lost_letters(words: Sequence[str], tokenizer: Tokenizer) -> str | None:
     )
 
 
+def _covered(word: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Return the characters of a word that any token is of."""
+    places = {place for begin, end in spans for place in range(begin, end)}
+    return "".join(character for place, character in enumerate(word) if place in places)
+
+
 def _letters(text: str) -> Counter[str]:
     """Return the letters and signs of a text, whatever their case and composition."""
     folded = unicodedata.normalize("NFKD", text.casefold())
-    # Signs of other scripts than Latin tell words apart; an accent of Latin may be left out.
-    return Counter(c for c in folded if unicodedata.category(c)[0] in "LM" and ord(c) > 0x36F)
+    return Counter(c for c in folded if unicodedata.category(c)[0] in "LM")
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    token = getattr(tokenizer.model, "unk_token", None)
+    """Return the token of what the tokenizer does not know, where it has one."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_id") is not None:
+        return model["unk_id"]
+    token = model.get("unk_token")
     return None if token is None else tokenizer.token_to_id(token)
 
 
