@@ -52,6 +52,17 @@ _NAMES = _names_by_spelling()
 KNOWN_NAMES = frozenset(_NAMES.values())
 
 
+def language_of_name(dataset: str) -> str | None:
+    """Return the code of the language that a dataset's name tells: xnli_LANG, hindi_xnli, a name
+    whose last word is a code, or with the name of a language in it; of demo Hindi."""
+    if dataset in BUILTIN_NAMES:
+        return "hi"
+    words = re.split(r"[_\W]+", dataset.lower())
+    codes = {language: code for code, language in XNLI_LANGUAGES.items()}
+    named = (codes[word] for word in words if word in codes)
+    return words[-1] if words[-1] in XNLI_LANGUAGES else next(named, None)
+
+
 def nearest_dataset(name: str) -> str | None:
     """The dataset whose name is nearest to `name`, or None where none is near."""
     spelling = nearest(name, _NAMES)

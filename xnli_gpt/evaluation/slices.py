@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from xnli_gpt.data.names import language_of_name
 from xnli_gpt.evaluation.intervals import interval, premise_groups
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 
@@ -67,11 +68,10 @@ def is_negated(text: str, language: str) -> bool:
 
 
 def language_of(dataset: str, hypotheses: Sequence[str]) -> str | None:
-    """The language of a dataset by its name (xnli_LANG, hindi_xnli, demo), else that whose
-    negations most hypotheses hold; None where hardly any holds one."""
-    match = re.fullmatch(r"xnli_([a-z]{2})", dataset)
-    if match or dataset in ("hindi_xnli", "demo"):
-        return match[1] if match else "hi"
+    """Return the language of a dataset by its name, else that whose negations most hypotheses
+    hold; None where hardly any holds one."""
+    if named := language_of_name(dataset):
+        return named
     found = {
         language: sum(is_negated(hypothesis, language) for hypothesis in hypotheses)
         for language in NEGATIONS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from xnli_gpt.checkpoints.fine_tuned import datasets_in_name
 from xnli_gpt.choices import TEMPLATES
+from xnli_gpt.data.names import is_xnli, language_of_name
 from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
@@ -108,8 +108,8 @@ def _with_bounds(metrics: Mapping[str, object], key: str) -> str:
 
 def languages_of(datasets: Iterable[str]) -> list[str]:
     """Return the language codes that the names of XNLI sets tell."""
-    matches = (re.fullmatch(r"xnli_([a-z]{2})|(hindi_xnli)", name) for name in datasets)
-    return sorted({match[1] or "hi" for match in matches if match})
+    found = (language_of_name(name) for name in datasets if is_xnli(name))
+    return sorted(filter(None, set(found)))
 
 
 def _template_in_words(template: str) -> str:

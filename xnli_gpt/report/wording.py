@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from xnli_gpt.data.names import language_of_name
 from xnli_gpt.evaluation.metrics import METRICS
 from xnli_gpt.report.content import Cell
 
@@ -15,8 +16,6 @@ MISSING = "–"
 # Draws that all agree tell nothing of how sure a figure is.
 SMALLEST_WIDTH = 1e-9
 LEVEL = "95\N{NO-BREAK SPACE}%"
-LANGUAGES = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()
-LANGUAGE_NAMES = {"hindi": "hi", "urdu": "ur", "english": "en"}
 
 
 def decimals_for(half_width: float) -> int:
@@ -133,10 +132,6 @@ def command(words: str | Sequence[str]) -> Cell:
 
 def language_of(dataset: str, text: str) -> str | None:
     """Tell the language of a dataset's texts by its name; else what the letters tell."""
-    last = re.split(r"[_\W]", dataset.lower())[-1]
-    for word in (last, *re.split(r"[_\W]", dataset.lower())):
-        if word in LANGUAGE_NAMES:
-            return LANGUAGE_NAMES[word]
-    if last in LANGUAGES:
-        return last
+    if named := language_of_name(dataset):
+        return named
     return "hi" if re.search(r"[\u0900-\u097f]", text) else None
