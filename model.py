@@ -28,11 +28,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xnli_gpt.network.config import (
-    NUM_VALUE_EMBEDS,
     SCALARS_PER_LAYER,
-    SOFTMAX_SCALE,
     VOCAB_MULTIPLE,
-    WINDOW_BLOCK,
     GPTConfig,
     initial_scalars,
     next_multiple,
@@ -51,6 +48,7 @@ from xnli_gpt.network.layers import (
 )
 from xnli_gpt.network.masks import attention_rule, dense_mask
 from xnli_gpt.network.packed_row import PackedRow, pack_padded
+from xnli_gpt.network.parts import MLPS, NORMS
 from xnli_gpt.network.row_attention import (
     DEFAULT_ROW_ATTENTION,
     ROW_ATTENTION,
@@ -64,14 +62,22 @@ class TrainingScriptAttention(nn.Module):
     """Self-attention with the parameter names of `train_gpt_small.py`, up to and after the one
     operation that looks across tokens."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
+        self.config = config
         inner_dim = config.num_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.norm_input = config.norm_attention_input
-        self.norm_values = config.norm_values
-        self.qkv_w = nn.Parameter(torch.empty(3, inner_dim, config.model_dim))
-        self.c_proj = CastedLinear(inner_dim, config.model_dim)
+        rows = inner_dim + 2 * config.kv_dim
+        shape = (rows,) if config.flat_qkv else (3, inner_dim)
+        self.qkv_w = nn.Parameter(torch.empty(*shape, config.model_dim))
+        self.qkv_b = nn.Parameter(torch.zeros(rows)) if config.biases else None
+        self.c_proj = CastedLinear(inner_dim, config.model_dim, bias=config.biases)
+        self.norm = NORMS[config.norm](config)
+        self.gate = self.value_gate = None
+        if config.attention_gate is not None:
+            self.gate = CastedLinear(config.attention_gate, config.num_heads)
+        if config.value_gate is not None and layer in dict(config.value_embed_layers):
+            num_kv_heads = config.kv_dim // config.head_dim
+            self.value_gate = CastedLinear(config.value_gate[1], num_kv_heads)
         init_as_the_scripts_do(self.qkv_w)
         nn.init.zeros_(self.c_proj.weight)
 
@@ -79,52 +85,68 @@ class TrainingScriptAttention(nn.Module):
         self,
         x: Tensor,
         value_embedding: Tensor | None,
-        sa_lambdas: Tensor,
-        rotary: RotaryTables,
+        sa_lambdas: Tensor | None,
+        rotary: RotaryTables | None,
         pooled: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D], value_embedding [B, T, D] or None, sa_lambdas [2] -> q, k, v [B, T, H, d].
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        """x [B, T, D], value_embedding [B, T, kv] or None, sa_lambdas [2] or None -> q, k, v
+        [B, T, H, d], and the gate [B, T, H] of what attention gives, if there is one.
 
         With `pooled` [P] only these places ask: q [B, P, H, d].
         """
-        if self.norm_input:
-            x = rms_norm(x)
-        if pooled is None:
-            q, k, v = self._heads(x, self.qkv_w)
-            rotary_of_q = rotary
-        else:
-            (q,) = self._heads(x[:, pooled], self.qkv_w[:1])  # [B, P, H, d]
-            k, v = self._heads(x, self.qkv_w[1:])
-            rotary_of_q = (rotary[0][pooled], rotary[1][pooled])
-        q, k = rotate(rms_norm(q), rotary_of_q), rotate(rms_norm(k), rotary)
-        if self.norm_values:
-            v = rms_norm(v)
-        v = sa_lambdas[0] * v
-        if value_embedding is not None:
-            v = v + sa_lambdas[1] * value_embedding.view_as(v)
-        return q, k, v.type_as(q)
+        if self.config.norm_attention_input:
+            x = self.norm(x)
+        asking = x if pooled is None else x[:, pooled]
+        q, k, v = self._projections(x, asking)
+        if self.config.norm_heads:
+            q, k = rms_norm(q), rms_norm(k)
+        if rotary is not None:
+            of_q = rotary if pooled is None else (rotary[0][pooled], rotary[1][pooled])
+            q, k = rotate(q, of_q), rotate(k, rotary)
+        v = self._mixed_values(x, v, value_embedding, sa_lambdas)
+        gate = None
+        if self.gate is not None:
+            gate = torch.sigmoid(self.gate(asking[..., : self.config.attention_gate]))
+        v = v.type_as(q)
+        groups = q.size(2) // k.size(2)
+        if groups > 1:
+            k, v = (heads.repeat_interleave(groups, dim=2) for heads in (k, v))
+        return (q, k, v), gate
 
-    def output(self, y: Tensor) -> Tensor:
+    def output(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """The heads' answers [B, T, H, d] -> [B, T, D]."""
+        if gate is not None:
+            y = y * gate[..., None]
         return self.c_proj(y.flatten(start_dim=2))
 
-    def _heads(self, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        """x [B, T, D] through `weights` [n, H·d, D] -> n tensors [B, T, H, d]."""
-        projected = linear(x, weights.flatten(end_dim=1))  # [B, T, n·H·d]
-        return projected.unflatten(2, (len(weights), -1, self.head_dim)).unbind(2)
+    def _projections(self, x: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, D] -> k, v [B, T, Hkv, d]; asking [B, P, D] -> q [B, P, H, d]."""
+        sizes = (self.config.num_heads * self.config.head_dim, *[self.config.kv_dim] * 2)
+        weight, bias = self.qkv_w.flatten(end_dim=-2), self.qkv_b  # [(H + 2 Hkv)·d, D]
+        if asking is x:
+            q, k, v = linear(x, weight, bias).split(sizes, dim=-1)
+        else:
+            first = sizes[0]
+            of_q, of_others = (None, None) if bias is None else (bias[:first], bias[first:])
+            q = linear(asking, weight[:first], of_q)
+            k, v = linear(x, weight[first:], of_others).split(sizes[1:], dim=-1)
+        return tuple(heads.unflatten(2, (-1, self.config.head_dim)) for heads in (q, k, v))
 
-
-class TrainingScriptMLP(nn.Module):
-    """W_proj · relu(W_fc · x)²."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.c_fc = CastedLinear(config.model_dim, 4 * config.model_dim)
-        self.c_proj = CastedLinear(4 * config.model_dim, config.model_dim)
-        nn.init.zeros_(self.c_proj.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.relu(self.c_fc(x)).square())  # [B, T, D]
+    def _mixed_values(
+        self, x: Tensor, v: Tensor, value_embedding: Tensor | None, sa_lambdas: Tensor | None
+    ) -> Tensor:
+        """Return v [B, T, Hkv, d] with the value embedding mixed in, where there is one."""
+        if self.config.norm_values:
+            v = rms_norm(v)
+        if self.value_gate is not None:
+            scale, channels = self.config.value_gate
+            gate = scale * torch.sigmoid(self.value_gate(x[..., :channels]))  # [B, T, Hkv]
+            return v + gate[..., None] * value_embedding.view_as(v)
+        of_first_layer = self.config.value_of_first_layer and value_embedding is None
+        if sa_lambdas is None or of_first_layer:
+            return v
+        v = sa_lambdas[0] * v
+        return v if value_embedding is None else v + sa_lambdas[1] * value_embedding.view_as(v)
 
 
 class TrainingScriptBlock(nn.Module):
@@ -138,41 +160,46 @@ class TrainingScriptBlock(nn.Module):
         super().__init__()
         self.layer = layer
         has_attention = layer in config.attention_layers
-        self.attn = TrainingScriptAttention(config) if has_attention else None
-        self.mlp = TrainingScriptMLP(config)
+        self.attn = TrainingScriptAttention(config, layer) if has_attention else None
+        self.norm = NORMS[config.norm](config)
+        self.mlp = MLPS[config.mlp](config)
 
     def forward(self, attend: AttentionFn, *inputs: Tensor | RotaryTables | None) -> Tensor:
         """-> [B, T, D], or [B, P, D] with `pooled`; `inputs` are those of `before_attention`."""
-        stream, heads = self.before_attention(*inputs)
+        stream, heads, gate = self.before_attention(*inputs)
         y = attend(*heads, self.layer) if heads else None
-        return self.after_attention(stream, y)
+        return self.after_attention(stream, y, gate)
 
     def before_attention(
         self,
         x: Tensor,
         x0: Tensor,
         value_embedding: Tensor | None,
-        lambdas: Tensor,
-        sa_lambdas: Tensor,
-        rotary: RotaryTables,
+        lambdas: Tensor | None,
+        sa_lambdas: Tensor | None,
+        rotary: RotaryTables | None,
         pooled: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """The mixed stream [B, T, D], and q, k, v [B, T, H, d] where there is attention.
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None, Tensor | None]:
+        """The mixed stream [B, T, D], where there is attention q, k, v [B, T, H, d], and the gate
+        of what it gives.
 
         x, x0 [B, T, D], lambdas and sa_lambdas [2]. With `pooled` [P] the output is computed at
         these places alone: the stream is [B, P, D], and q has P places.
         """
-        x = lambdas[0] * x + lambdas[1] * x0
-        heads = (
-            None if self.attn is None else self.attn(x, value_embedding, sa_lambdas, rotary, pooled)
-        )
-        return (x if pooled is None else x[:, pooled]), heads
+        if lambdas is not None:
+            x = lambdas[0] * x + lambdas[1] * x0
+        heads = gate = None
+        if self.attn is not None:
+            heads, gate = self.attn(x, value_embedding, sa_lambdas, rotary, pooled)
+        return (x if pooled is None else x[:, pooled]), heads, gate
 
-    def after_attention(self, stream: Tensor, y: Tensor | None) -> Tensor:
+    def after_attention(
+        self, stream: Tensor, y: Tensor | None, gate: Tensor | None = None
+    ) -> Tensor:
         """stream [B, T, D] and the heads' answers [B, T, H, d] -> [B, T, D]."""
         if y is not None:
-            stream = stream + self.attn.output(y)
-        return stream + self.mlp(rms_norm(stream))
+            stream = stream + self.attn.output(y, gate)
+        return stream + self.mlp(self.norm(stream))
 
 
 class GPTTrunk(nn.Module):
@@ -183,13 +210,23 @@ class GPTTrunk(nn.Module):
         self.config = config
         self.embed = TokenEmbedding(config.vocab_size, config.model_dim)
         self.value_embeds = nn.ModuleList(
-            TokenEmbedding(config.vocab_size, config.model_dim) for _ in range(NUM_VALUE_EMBEDS)
+            TokenEmbedding(config.vocab_size, config.kv_dim) for _ in range(config.num_value_embeds)
         )
         self.blocks = nn.ModuleList(
             TrainingScriptBlock(config, layer) for layer in range(config.num_layers)
         )
-        self.scalars = nn.Parameter(initial_scalars(config.num_layers))
-        self.rotary = Rotary(config.head_dim, config.max_seq_len)
+        scalars = initial_scalars(config.num_layers) if config.mixes else None
+        self.scalars = None if scalars is None else nn.Parameter(scalars)
+        self.positions = None
+        if config.learned_positions:
+            self.positions = TokenEmbedding(config.max_seq_len, config.model_dim)
+        self.rotary = None
+        if config.rotary != "none":
+            kind = (config.rotary, config.rotary_base, config.rotary_sign)
+            self.rotary = Rotary(config.head_dim, config.max_seq_len, *kind)
+        self.final_norm = NORMS[config.norm](config)
+        self.smear = Smear(config.smear) if config.smear is not None else None
+        self.backout = nn.Parameter(torch.zeros(1)) if config.backout else None
         self.gradient_checkpointing = False
 
     def forward_features(
@@ -282,26 +319,33 @@ class GPTTrunk(nn.Module):
         # Every operation follows the stream's dtype; autocast would cast it back and forth.
         with torch.autocast(device_type, enabled=False):
             value_embeddings = [values.to(dtype) for values in value_embeddings]
-            x0 = rms_norm(embedding).to(dtype)  # [B, T, D]
-            x = self._through_blocks(x0, value_embeddings, self.rotary(positions), attend, pooled)
-            return rms_norm(x)
+            if self.positions is not None:
+                embedding = embedding + self.positions(positions)
+            if self.config.norm_embedding:
+                embedding = rms_norm(embedding)
+            x0 = embedding.to(dtype)  # [B, T, D]
+            if self.smear is not None:
+                x0 = self.smear(x0, positions)
+            rotary = None if self.rotary is None else self.rotary(positions)
+            x = self._through_blocks(x0, value_embeddings, rotary, attend, pooled)
+            return self.final_norm(x)
 
     def _through_blocks(
         self,
         x0: Tensor,
         value_embeddings: list[Tensor],
-        rotary: RotaryTables,
+        rotary: RotaryTables | None,
         attend: AttentionFn,
         pooled: Tensor | None,
     ) -> Tensor:
         L = self.config.num_layers
-        skip_weights = self.scalars[:L]
-        lambdas = self.scalars[L : 3 * L].view(L, 2)
-        sa_lambdas = self.scalars[3 * L : 5 * L].view(L, 2)
+        skip_weights, lambdas, sa_lambdas = self._mixing_weights()
         skips = {block: (source, weight) for block, source, weight in self.config.skips}
         sources = {source for source, _ in skips.values()}
         table_of_layer = dict(self.config.value_embed_layers)
 
+        if self.config.value_of_first_layer:
+            attend, values = _with_values_kept(attend)
         x = x0  # [B, T, D]
         outputs = {}
         for i, block in enumerate(self.blocks):
@@ -309,18 +353,50 @@ class GPTTrunk(nn.Module):
                 source, weight = skips[i]
                 x = x + skip_weights[weight] * outputs[source]
             value_embedding = value_embeddings[table_of_layer[i]] if i in table_of_layer else None
+            if self.config.value_of_first_layer:
+                # The first layer's own values are what it would be mixed with.
+                value_embedding = values[0].flatten(start_dim=2) if i else None
             places = pooled if i == L - 1 else None
             x = self._block(
                 block, attend, x, x0, value_embedding, lambdas[i], sa_lambdas[i], rotary, places
             )
             if i in sources:
                 outputs[i] = x
+            if self.backout is not None and i == L // 2:
+                middle = x
+        if self.backout is not None:
+            x = x - self.backout.type_as(x) * (middle if pooled is None else middle[:, pooled])
         return x
+
+    def _mixing_weights(self) -> tuple[Sequence, Sequence, Sequence]:
+        """Return the skip weights [L], the lambdas of blocks [L, 2] and of values [L, 2]; None in
+        their places where the network has none."""
+        L = self.config.num_layers
+        if self.scalars is None:
+            return ([None] * L,) * 3
+        skip_weights, lambdas, sa_lambdas = self.scalars.split([L, 2 * L, 2 * L])
+        return skip_weights, lambdas.view(L, 2), sa_lambdas.view(L, 2)
 
     def _block(self, block: TrainingScriptBlock, *inputs: object) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+
+class Smear(nn.Module):
+    """Adds to every token some of the one before it, by a gate that reads the first channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gate = CastedLinear(channels, 1)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, T, D], positions [T] counted from the beginning of each example -> [B, T, D]."""
+        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        before = before * (positions > 0)[:, None].type_as(x)
+        gate = torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [B, T, 1]
+        return x + self.weight.type_as(x) * gate * before
 
 
 class GPTFlexAttention(GPTTrunk):
@@ -392,9 +468,11 @@ class GPTFlexAttention(GPTTrunk):
         # It imports torch's compiler, for a second.
         from torch.nn.attention.flex_attention import create_block_mask
 
-        device = self.scalars.device
+        device, scale = self.embed.weight.device, self.config.softmax_scale
+        block = self.config.window_block
         rules = {
-            long: attention_rule(docs, windows[0] if long else windows[1]) for long in (True, False)
+            long: attention_rule(docs, windows[0] if long else windows[1], block=block)
+            for long in (True, False)
         }
         masks = {
             long: create_block_mask(rule, None, None, num_tokens, num_tokens, device=device.type)
@@ -407,9 +485,9 @@ class GPTFlexAttention(GPTTrunk):
             if device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
                 # FlexAttention has no backward pass on the CPU.
                 mask = dense_mask(rules[long], num_tokens, device)
-                y = F.scaled_dot_product_attention(q, k, v, mask, scale=SOFTMAX_SCALE)
+                y = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
             else:
-                y = flex_for(device.type)(q, k, v, block_mask=masks[long], scale=SOFTMAX_SCALE)
+                y = flex_for(device.type)(q, k, v, block_mask=masks[long], scale=scale)
             return y.transpose(1, 2)
 
         return attend
@@ -448,7 +526,7 @@ class GPTBatched(GPTTrunk):
         parameters = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
         trunk.load_state_dict(parameters, strict=True, assign=True)
         trunk.lm_head_weight = state.get("lm_head.weight")
-        return trunk.requires_grad_(True).to(trunk.scalars.device)
+        return trunk.requires_grad_(True).to(trunk.embed.weight.device)
 
     def forward(
         self,
@@ -480,14 +558,14 @@ class GPTBatched(GPTTrunk):
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]
     ) -> AttentionFn:
-        device = self.scalars.device
-        num_blocks = next_multiple(num_tokens, WINDOW_BLOCK) // WINDOW_BLOCK
+        device, block = self.embed.weight.device, self.config.window_block
+        num_blocks = next_multiple(num_tokens, block) // block
         longest = self.config.max_seq_len
         # The first holds for any length, which an exported graph does not know.
         masks = {
             long: None
-            if docs is None and (longest <= window * WINDOW_BLOCK or num_blocks <= window)
-            else dense_mask(attention_rule(docs, window), num_tokens, device)
+            if docs is None and (longest <= window * block or num_blocks <= window)
+            else dense_mask(attention_rule(docs, window, block=block), num_tokens, device)
             for long, window in zip((True, False), windows, strict=True)
         }
 
@@ -495,7 +573,7 @@ class GPTBatched(GPTTrunk):
             mask = masks[layer in self.config.long_window_layers]
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, d]
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=SOFTMAX_SCALE
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.config.softmax_scale
             )
             return y.transpose(1, 2)
 
@@ -567,6 +645,18 @@ class GPTClassification(nn.Module):
             inputs = pack_padded(inputs, lengths)
         pooled = self.pretrained_model.pooled_features(inputs)  # [B, D]
         return self.head(pooled, dropout_mask).float()  # [B, classes]
+
+
+def _with_values_kept(attend: AttentionFn) -> tuple[AttentionFn, dict[int, Tensor]]:
+    """Return `attend`, and the values [B, T, H, d] of the first layer once it has attended."""
+    values: dict[int, Tensor] = {}
+
+    def keeping(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        if layer == 0:
+            values[0] = v
+        return attend(q, k, v, layer)
+
+    return keeping, values
 
 
 def _drop_scalar_padding(

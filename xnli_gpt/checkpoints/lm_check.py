@@ -100,7 +100,7 @@ def lm_check(
             "embedding rows: it was written with another tokenizer"
         )
     inputs, targets = (used[i : i + num_rows * row_length].view(num_rows, -1) for i in (0, 1))
-    device, total = trunk.scalars.device, 0.0
+    device, total = trunk.embed.weight.device, 0.0
     rows_at_once = max(1, batch_tokens // row_length)
     for ids, wanted in zip(inputs.split(rows_at_once), targets.split(rows_at_once), strict=True):
         total += trunk.lm_loss(ids.to(device), wanted.to(device)).item() * len(ids)
@@ -130,7 +130,7 @@ def lm_self_check(trunk: LanguageModel, texts: Sequence[np.ndarray], seed: int =
 def _loss_of_texts(
     trunk: LanguageModel, texts: Sequence[np.ndarray], rows_at_once: int = 16
 ) -> float:
-    device, total, count = trunk.scalars.device, 0.0, 0
+    device, total, count = trunk.embed.weight.device, 0.0, 0
     by_length = sorted(texts, key=len)
     for i in range(0, len(by_length), rows_at_once):
         rows = [torch.from_numpy(text.astype(np.int64)) for text in by_length[i : i + rows_at_once]]

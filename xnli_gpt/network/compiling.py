@@ -18,7 +18,7 @@ def compile_trunk(trunk: nn.Module) -> None:
     """
     allow_recompiling()
     leave_groups_uncompiled()
-    if trunk.scalars.device.type != "cpu":
+    if trunk.embed.weight.device.type != "cpu":
         trunk._through_blocks = torch.compile(trunk._through_blocks, dynamic=True)
         return
     keep_compiled_code_apart()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 SOFTMAX_SCALE = 0.12
+RMS_EPS = 2.0**-23
 WINDOW_BLOCK = 128
 VOCAB_MULTIPLE = 128
 NUM_VALUE_EMBEDS = 3
@@ -86,6 +87,29 @@ class GPTConfig:
     windows: tuple[int, int]
     logit_cap: str
     head: str = "mlp"  # of the classifier, a name in `HEADS`
+    # What other families of the line do otherwise; the defaults are those of small and medium.
+    softmax_scale: float = SOFTMAX_SCALE
+    norm: str = "rms"  # of the stream, a name in `NORMS`
+    norm_eps: float = RMS_EPS
+    norm_embedding: bool = True
+    norm_heads: bool = True  # queries and keys
+    rotary: str = "half"  # "half" of the frequencies zero, "full", or "none"
+    rotary_base: float = 1024.0
+    rotary_sign: int = 1  # -1 rotates the other way
+    learned_positions: bool = False
+    num_kv_heads: int | None = None  # None: as many as `num_heads`
+    flat_qkv: bool = False  # the projections of q, k, v are one matrix, not a stack of three
+    mlp: str = "relu2"  # a name in `MLPS`
+    mlp_dim: int | None = None  # None: 4 · model_dim
+    biases: bool = False
+    mixes: bool = True  # lambdas of blocks and values, skip weights
+    value_of_first_layer: bool = False  # is mixed in, in place of a value embedding
+    value_gate: tuple[float, int] | None = None  # (scale, channels that it reads)
+    attention_gate: int | None = None  # channels that it reads
+    smear: int | None = None  # channels that the gate of the token before reads
+    backout: bool = False
+    tied_head: bool = False
+    window_block: int = WINDOW_BLOCK  # tokens that `windows` count by
 
     @classmethod
     def of_family(
@@ -137,7 +161,17 @@ class GPTConfig:
     @property
     def tokens_within_windows(self) -> int:
         """The longest row for which no window binds."""
-        return min(self.windows) * WINDOW_BLOCK
+        return min(self.windows) * self.window_block
+
+    @property
+    def kv_dim(self) -> int:
+        """The width of keys and values of all heads."""
+        return (self.num_kv_heads or self.num_heads) * self.head_dim
+
+    @property
+    def num_value_embeds(self) -> int:
+        """The number of tables of value embeddings."""
+        return 1 + max((table for _, table in self.value_embed_layers), default=-1)
 
     def to_dict(self) -> dict:
         """Plain numbers, strings and tuples: what `from_dict` takes back."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from xnli_gpt.network.config import SOFTMAX_SCALE, WINDOW_BLOCK, GPTConfig, next_multiple
+from xnli_gpt.network.config import GPTConfig, next_multiple
 from xnli_gpt.network.masks import attention_rule, dense_mask, window_of
 from xnli_gpt.network.packed_row import PackedRow
 
@@ -78,13 +78,14 @@ class GroupedAttention:
         for group, (k_group, v_group) in zip(self.groups, self.batches(*gathered), strict=True):
             last = group.real.sum(1, keepdim=True) - 1  # [B, 1]
             keys = torch.arange(group.width)  # [T]
-            near = keys // WINDOW_BLOCK > last // WINDOW_BLOCK - window
+            block = self.config.window_block
+            near = keys // block > last // block - window
             hidden = ~((keys <= last) & near)  # [B, T]
             hidden = hidden.repeat_interleave(H, dim=0)[:, None].to(q.device)  # [B·H, 1, T]
             # The filler asks nothing; any question in its place keeps the batch whole.
             examples = group.examples.clamp(max=q.size(1) - 1).to(q.device)
             asked = q[0, examples].flatten(end_dim=1)[:, None]  # [B·H, 1, d]
-            scores = (asked @ k_group.mT).float() * SOFTMAX_SCALE  # [B·H, 1, T]
+            scores = (asked @ k_group.mT).float() * self.config.softmax_scale  # [B·H, 1, T]
             weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).type_as(q)
             outputs.append((weights @ v_group).view(len(examples), H, -1))  # [B, H, d]
         order = torch.cat([group.examples for group in self.groups]).argsort()
@@ -117,11 +118,12 @@ class _GroupedProducts(torch.autograd.Function):
         ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, grouped: GroupedAttention, window: int
     ) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]."""
+        config, scale = grouped.config, grouped.config.softmax_scale
         gathered = [grouped.gathered(x) for x in (q, k, v)]
         y, weights = torch.empty_like(gathered[0]), []
         for q_group, k_group, v_group, y_group in grouped.batches(*gathered, y):  # [B·H, T, d]
-            mask = _score_mask(q_group.size(1), window, q.dtype, q.device)
-            scores = torch.baddbmm(mask, q_group, k_group.mT, alpha=SOFTMAX_SCALE)  # [B·H, T, T]
+            mask = _score_mask(q_group.size(1), window, config.window_block, q.dtype, q.device)
+            scores = torch.baddbmm(mask, q_group, k_group.mT, alpha=scale)  # [B·H, T, T]
             weights.append(scores.softmax(-1))
             torch.bmm(weights[-1], v_group, out=y_group)
         ctx.grouped = grouped
@@ -133,6 +135,7 @@ class _GroupedProducts(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *weights = ctx.saved_tensors
         grouped, shape = ctx.grouped, grad.shape
+        scale = grouped.config.softmax_scale
         # With nothing coming back to it, a padding query sends nothing to real keys.
         zero_row = F.pad(grad.reshape(-1, grad.size(-1)), (0, 0, 0, 1))  # [N·H + 1, d]
         grad = zero_row.index_select(0, grouped.index_of_grad)
@@ -144,15 +147,17 @@ class _GroupedProducts(torch.autograd.Function):
                 grad @ v.mT, attended, -1, attended.dtype
             )  # [B·H, T, T]
             # beta 0: what stands in grad_q and grad_k before is not read.
-            torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=SOFTMAX_SCALE, out=grad_q)
-            torch.baddbmm(grad_k, grad_scores.mT, q, beta=0, alpha=SOFTMAX_SCALE, out=grad_k)
+            torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=scale, out=grad_q)
+            torch.baddbmm(grad_k, grad_scores.mT, q, beta=0, alpha=scale, out=grad_k)
         return *(grouped.scattered(x, shape) for x in grads), None, None
 
 
 @lru_cache(maxsize=64)
-def _score_mask(width: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _score_mask(
+    width: int, window: int, block: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """What is added to the scores [T, T] of one example: 0 where a query sees a key."""
-    allowed = dense_mask(attention_rule(None, window), width, device)
+    allowed = dense_mask(attention_rule(None, window, block=block), width, device)
     return torch.zeros(width, width, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)
 
 

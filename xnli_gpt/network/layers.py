@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RMS_EPS = 2.0**-23
+from xnli_gpt.network.config import RMS_EPS
 
 RotaryTables = tuple[Tensor, Tensor]  # cos, sin
 
@@ -25,6 +25,11 @@ def _algebraic_cap(logits: Tensor, model_dim: int) -> Tensor:
 LOGIT_CAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "sigmoid": _sigmoid_cap,
     "algebraic": _algebraic_cap,
+    "none": lambda logits, _: logits,
+    "sigmoid 7.5": lambda logits, _: 30 * torch.sigmoid(logits / 7.5),
+    "tanh 15": lambda logits, _: 15 * torch.tanh(logits / 15),
+    "tanh 20": lambda logits, _: 20 * torch.tanh(logits / 20),
+    "tanh 30": lambda logits, _: 30 * torch.tanh(logits / 30),
 }
 
 
@@ -34,11 +39,20 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding with half of its frequencies zero, computed in float32."""
+    """Rotary position embedding, computed in float32: `kind` "half" has half of its frequencies
+    zero and `base` to the others, "full" is the textbook's; `sign` -1 rotates the other way."""
 
-    def __init__(self, head_dim: int, max_seq_len: int):
+    def __init__(
+        self,
+        head_dim: int,
+        max_seq_len: int,
+        kind: str = "half",
+        base: float = 1024.0,
+        sign: int = 1,
+    ):
         super().__init__()
         self.head_dim, self.max_seq_len = head_dim, max_seq_len
+        self.kind, self.base, self.sign = kind, base, sign
         cos, sin = self._tables()
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -50,14 +64,20 @@ class Rotary(nn.Module):
 
     def _tables(self) -> RotaryTables:
         """Return cos and sin [max_seq_len, d/2], on the CPU: the same on every machine."""
-        # An explicit device keeps the tables real when the model is built on the meta device.
-        frequencies = (1 / 1024) ** torch.linspace(
-            0, 1, steps=self.head_dim // 4, dtype=torch.float32, device="cpu"
-        )
-        frequencies = torch.cat([frequencies, frequencies.new_zeros(self.head_dim // 4)])
         positions = torch.arange(self.max_seq_len, dtype=torch.float32, device="cpu")
-        theta = torch.outer(positions, frequencies)  # [max_seq_len, d/2]
-        return theta.cos(), theta.sin()
+        theta = torch.outer(positions, self._frequencies())  # [max_seq_len, d/2]
+        return theta.cos(), self.sign * theta.sin()
+
+    def _frequencies(self) -> Tensor:
+        """Return the frequencies [d/2]."""
+        # An explicit device keeps the tables real when the model is built on the meta device.
+        options = {"dtype": torch.float32, "device": "cpu"}
+        if self.kind == "full":
+            channels = torch.arange(0, self.head_dim, 2, **options)
+            return 1.0 / (self.base ** (channels / self.head_dim))
+        steps = torch.linspace(0, 1, steps=self.head_dim // 4, **options)
+        frequencies = (1 / self.base) ** steps
+        return torch.cat([frequencies, frequencies.new_zeros(self.head_dim // 4)])
 
     def forward(self, positions: Tensor) -> RotaryTables:
         """Return cos, sin [T, 1, d/2], float32, of positions [T] counted from a row's beginning."""
@@ -77,9 +97,9 @@ def init_as_the_scripts_do(weight: Tensor) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x [..., in] · weightᵀ [in, out], in the dtype of x."""
-    return F.linear(x, weight.type_as(x))
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x [..., in] · weightᵀ [in, out] + bias [out], in the dtype of x."""
+    return F.linear(x, weight.type_as(x), None if bias is None else bias.type_as(x))
 
 
 class TokenEmbedding(nn.Embedding):
@@ -93,15 +113,17 @@ class TokenEmbedding(nn.Embedding):
 
 
 class CastedLinear(nn.Linear):
-    """A linear layer without bias that computes in its input's dtype."""
+    """A linear layer that computes in its input's dtype, by default without bias."""
 
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         """Draw the weight as the scripts do."""
         init_as_the_scripts_do(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [..., in] -> [..., out]."""
-        return linear(x, self.weight)
+        return linear(x, self.weight, self.bias)

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def attention_rule(
-    docs: Tensor | None, window: int, positions: Tensor | None = None
+    docs: Tensor | None,
+    window: int,
+    positions: Tensor | None = None,
+    block: int = WINDOW_BLOCK,
 ) -> Callable[..., Tensor]:
-    """Which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of 128.
+    """Which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of `block`
+    tokens.
 
     Blocks are counted along the row, or by `positions` [T] where documents count their own.
     """
@@ -31,7 +35,7 @@ def attention_rule(
             visible = visible & (docs[query] == docs[key])
         if positions is not None:
             query, key = positions[query], positions[key]
-        return visible & (key // WINDOW_BLOCK > query // WINDOW_BLOCK - window)
+        return visible & (key // block > query // block - window)
 
     return allowed
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xnli_gpt.network.config import SOFTMAX_SCALE, WINDOW_BLOCK, GPTConfig
+from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.network.masks import attention_rule, document_mask, pooled_mask, window_of
 from xnli_gpt.network.packed_row import PackedRow
@@ -18,12 +18,13 @@ class FlexRowAttention:
 
     def __init__(self, config: GPTConfig, row: PackedRow):
         self.config = config
-        self.masks = {
-            window: document_mask(row, attention_rule(row.docs, window, row.positions))
-            for window in set(config.windows)
-        }
+
+        def rule(window: int) -> Callable[..., Tensor]:
+            return attention_rule(row.docs, window, row.positions, config.window_block)
+
+        self.masks = {window: document_mask(row, rule(window)) for window in set(config.windows)}
         self.pooled_masks = {
-            window: pooled_mask(row, attention_rule(row.docs, window, row.positions))
+            window: pooled_mask(row, rule(window))
             for window in {window_of(config, config.num_layers - 1)}
         }
 
@@ -32,7 +33,7 @@ class FlexRowAttention:
         masks = self.masks if q.size(1) == k.size(1) else self.pooled_masks
         mask = masks[window_of(self.config, layer)]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [1, H, N, d]
-        y = flex_for(q.device.type)(q, k, v, block_mask=mask, scale=SOFTMAX_SCALE)
+        y = flex_for(q.device.type)(q, k, v, block_mask=mask, scale=self.config.softmax_scale)
         return y.transpose(1, 2)
 
 
@@ -50,8 +51,9 @@ class VarlenRowAttention:
         if longest > config.tokens_within_windows:
             raise ValueError(
                 f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
-                f"blocks of {WINDOW_BLOCK}: use `attention` flex, or a smaller `block_size`"
+                f"blocks of {config.window_block}: use `attention` flex, or a smaller `block_size`"
             )
+        self.scale = config.softmax_scale
         device = row.input_ids.device
         lengths = torch.tensor([0, *row.lengths], dtype=torch.int32)
         self.attend = varlen_attn
@@ -70,7 +72,7 @@ class VarlenRowAttention:
         else:
             bounds, longest, window = (self.questions, self.ends), 1, (-1, -1)
         y = self.attend(
-            q, k, v, *bounds, longest, self.longest, scale=SOFTMAX_SCALE, window_size=window
+            q, k, v, *bounds, longest, self.longest, scale=self.scale, window_size=window
         )
         return y[None]
 

@@ -1,0 +1,75 @@
+"""What the families of the line do in different ways: norms of the stream, and MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.layers import CastedLinear, rms_norm
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS normalisation with gain, computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., D] normalised, in its dtype."""
+        return super().forward(x.float()).type_as(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation with gain, and with bias or without, computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., D] normalised, in its dtype."""
+        return super().forward(x.float()).type_as(x)
+
+
+NORMS: dict[str, Callable[[GPTConfig], Callable[[Tensor], Tensor]]] = {
+    "rms": lambda config: rms_norm,
+    "rms gain": lambda config: RMSNorm(config.model_dim, eps=config.norm_eps),
+    "layer": lambda config: LayerNorm(config.model_dim, eps=config.norm_eps, bias=config.biases),
+}
+
+
+class TrainingScriptMLP(nn.Module):
+    """W_proj · f(W_fc · x), where f is relu², or a GELU."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        width = config.mlp_dim or 4 * config.model_dim
+        self.activation = ACTIVATIONS[config.mlp]
+        self.c_fc = CastedLinear(config.model_dim, width, bias=config.biases)
+        self.c_proj = CastedLinear(width, config.model_dim, bias=config.biases)
+        nn.init.zeros_(self.c_proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D]."""
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class GatedMLP(nn.Module):
+    """W_proj · (silu(W_gate · x) · W_fc · x): SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        width = config.mlp_dim or 4 * config.model_dim
+        self.c_gate, self.c_fc = (CastedLinear(config.model_dim, width) for _ in range(2))
+        self.c_proj = CastedLinear(width, config.model_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D]."""
+        return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": lambda x: F.relu(x).square(),
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+MLPS: dict[str, Callable[[GPTConfig], nn.Module]] = {
+    **dict.fromkeys(ACTIVATIONS, TrainingScriptMLP),
+    "swiglu": GatedMLP,
+}
