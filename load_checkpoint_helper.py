@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xnli_gpt.checkpoints.options import PretrainedOptions
@@ -43,6 +43,7 @@ class CheckpointOptions:
         is_path=True,
     )
     n_head: int | None = option(None, "heads, where the file does not tell", low=1)
+    family: str | None = option(None, "the family, where nothing in the file tells")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ import torch
 from torch import Tensor
 
 from model import GPTBatched
+from xnli_gpt.checkpoints.families import Clues, Family
 from xnli_gpt.checkpoints.fingerprint import check_scalars
 from xnli_gpt.checkpoints.formats import (
     FORMATS,
@@ -112,6 +114,7 @@ from xnli_gpt.checkpoints.formats import (
 from xnli_gpt.checkpoints.lm_check import lm_check, lm_verdict, read_token_shard
 from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
 from xnli_gpt.checkpoints.reading import read_checkpoint_file
+from xnli_gpt.checkpoints.relatives import find_relative, heads_or_refuse, nearest_relative
 from xnli_gpt.checkpoints.rotary_buffers import check_rotary_buffers, without_rotary_buffers
 from xnli_gpt.checkpoints.safetensors_files import write_safetensors
 from xnli_gpt.checkpoints.source import head_count
@@ -120,6 +123,16 @@ from xnli_gpt.messages import listed, shown
 from xnli_gpt.network.config import SCALARS_PER_LAYER, GPTConfig, next_multiple
 
 DEFAULT_MAX_SEQ_LEN = 1024
+BLOCK_NAME = re.compile(r"(?:^|\.)(?:blocks|h|layers)\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of a checkpoint, beside its path."""
+
+    num_heads: int | None = None
+    max_seq_len: int = DEFAULT_MAX_SEQ_LEN
+    family: str | None = None
 
 
 def load_pretrained_checkpoint(
@@ -128,14 +141,17 @@ def load_pretrained_checkpoint(
     *,
     num_heads: int | None = None,
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
+    family: str | None = None,
 ) -> tuple[GPTBatched, dict, dict]:
     """The checkpoint as a trunk in float32 on `device`, with its `info` and its dict.
 
     The weights are read once: what `inspect_checkpoint` checks are the very bytes that the trunk
     is made of. Raises CheckpointError as `inspect_checkpoint` does.
     """
-    info, checkpoint, state = _read_checkpoint(Path(path), num_heads, max_seq_len, device)
-    state["scalars"] = state["scalars"][: SCALARS_PER_LAYER * info["num_layers"]].clone()
+    asked = Asked(num_heads, max_seq_len, family)
+    info, checkpoint, state = _read_checkpoint(Path(path), asked, device)
+    if "scalars" in state:
+        state["scalars"] = state["scalars"][: SCALARS_PER_LAYER * info["num_layers"]].clone()
     return GPTBatched.from_state_dict(config_of(info), state), info, checkpoint
 
 
@@ -144,73 +160,122 @@ def inspect_checkpoint(
     *,
     num_heads: int | None = None,
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
+    family: str | None = None,
 ) -> tuple[dict, dict]:
     """What the file is, and its dict, whose tensors are mapped from the file and not in memory.
 
     Every storage of the weights is compared with the zip's CRC-32, every weight looked through
     for NaN, every key, shape and scalar with the format's table. `num_heads` is needed only for
-    sizes whose head count neither the file nor `KNOWN_HEADS` tells, and checked where given.
+    sizes whose head count neither the file nor `KNOWN_HEADS` tells, and checked where given;
+    `family` chooses between families whose files nothing tells apart.
     Raises CheckpointError with what is wrong and what to do.
     """
-    return _read_checkpoint(Path(path), num_heads, max_seq_len, None)[:2]
+    return _read_checkpoint(Path(path), Asked(num_heads, max_seq_len, family), None)[:2]
 
 
 def _read_checkpoint(
-    path: Path, num_heads: int | None, max_seq_len: int, device: str | torch.device | None
+    path: Path, asked: Asked, device: str | torch.device | None
 ) -> tuple[dict, dict, dict[str, Tensor]]:
-    """What `inspect_checkpoint` returns, and the weights as `converted_state` gives them, or none
-    where `device` is None."""
+    """What `inspect_checkpoint` returns, and the weights as the network has them, or none where
+    `device` is None."""
     file = read_checkpoint_file(path)
     checkpoint, (state, buffers) = file.content, without_rotary_buffers(file.weights)
-    fmt = _detect_format(path, state)
-    sizes = check_tensors(path, fmt, state)
-    heads, heads_from = head_count(path, fmt, sizes, checkpoint.get("code"), num_heads)
-    config = _config(path, fmt, sizes, heads, max_seq_len)
-    check_rotary_buffers(path, buffers, config.head_dim)
+    relative = find_relative(path, state, checkpoint, asked.family)
+    if relative is not None:
+        fmt, config, heads_from = _relative_config(path, relative, asked)
+    else:
+        fmt, config, heads_from = _own_config(path, state, checkpoint, asked)
+    check_rotary_buffers(path, buffers, config)
     converted, weights_id = read_weights(file, fmt, device)
-    file.mapped.check_unchanged()
-    fingerprint = check_scalars(path, fmt, config, state["scalars"])
+    file.check_unchanged()
+    if relative is not None and converted:
+        family, clues = relative
+        family.finish(converted, clues)
+        if config.learned_positions:
+            converted["positions.weight"] = converted["positions.weight"][: config.max_seq_len]
+    scalars = state.get("scalars")
+    fingerprint = {"moved_scalars": 0, "verdict": "by its names"}
+    if scalars is not None:
+        fingerprint = check_scalars(path, fmt, config, scalars)
+    num_scalars = 0 if scalars is None else scalars.numel()
     info = {
         "file": str(path),
         "checkpoint_format": fmt,
-        "vocab_size": sizes["V"],
-        "lm_head_rows": sizes["R"],
-        "model_dim": sizes["D"],
-        "num_layers": sizes["L"],
-        "num_heads": heads,
+        "vocab_size": config.vocab_size,
+        "lm_head_rows": config.lm_head_rows,
+        "model_dim": config.model_dim,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
         "head_dim": config.head_dim,
         "head_count_from": heads_from,
-        "max_seq_len": max_seq_len,
-        "scalars_size": state["scalars"].numel(),
-        "scalars_padding": state["scalars"].numel() - SCALARS_PER_LAYER * sizes["L"],
+        "max_seq_len": config.max_seq_len,
+        "scalars_size": num_scalars,
+        "scalars_padding": max(0, num_scalars - SCALARS_PER_LAYER * config.num_layers),
         "attention_layers": list(config.attention_layers),
         "num_parameters": sum(t.numel() for t in state.values()),
-        "num_block_parameters": sum(t.numel() for k, t in state.items() if k.startswith("blocks.")),
+        "num_block_parameters": sum(t.numel() for k, t in state.items() if BLOCK_NAME.search(k)),
         "dtypes": {str(d).removeprefix("torch."): n for d, n in _count_dtypes(state).items()},
         "key_prefix": file.prefix,
-        "step": _plain_number(checkpoint.get("step")),
+        "step": _plain_number(checkpoint.get("step", checkpoint.get("global_step"))),
         "val_loss": _plain_number(checkpoint.get("val_loss")),
         "has_code": isinstance(checkpoint.get("code"), str) and checkpoint["code"] != "",
-        "file_bytes": path.stat().st_size,
+        "file_bytes": sum(mapped.num_bytes for mapped in file.mapped),
         "model_bytes": sum(t.numel() * t.element_size() for t in state.values()),
         "weights_id": weights_id,
         "fingerprint": fingerprint,
+        "rotary_tables": rotary_tables(config),
     }
-    return info, checkpoint, converted
+    return info | {"config": config.to_dict()}, checkpoint, converted
+
+
+def rotary_tables(config: GPTConfig) -> str:
+    """Return the precision of rotary tables, which is that of the script that trained them."""
+    if config.rotary == "none":
+        return "none"
+    return "rounded to bfloat16" if config.rotary_is_rounded else "float32"
+
+
+def _own_config(
+    path: Path, state: Mapping[str, Tensor], checkpoint: Mapping, asked: Asked
+) -> tuple[str, GPTConfig, str]:
+    """Return the format, the network, and where the number of heads was found, of a file of small
+    or medium."""
+    fmt = _detect_format(path, state)
+    sizes = check_tensors(path, fmt, state)
+    code, own = checkpoint.get("code"), checkpoint.get("config")
+    given = asked.num_heads
+    if given is None and isinstance(own, Mapping) and isinstance(own.get("num_heads"), int):
+        given = own["num_heads"]
+    heads, heads_from = head_count(path, fmt, sizes, code, given)
+    return fmt, _config(path, fmt, sizes, heads, asked.max_seq_len), heads_from
+
+
+def _relative_config(
+    path: Path, relative: tuple[Family, Clues], asked: Asked
+) -> tuple[str, GPTConfig, str]:
+    """Return the same of a file of another family."""
+    family, clues = relative
+    heads = heads_or_refuse(path, family, clues, asked.num_heads)
+    heads_from = "its own" if "H" in clues.sizes else "n_head"
+    clues = replace(clues, sizes={**clues.sizes, "H": heads})
+    sizes, facts = clues.sizes, family.facts(clues)
+    if sizes["D"] % heads and "head_dim" not in facts:
+        raise CheckpointError(f"{path}: {heads} heads do not cut a width of {sizes['D']}")
+    sized = {
+        "vocab_size": sizes["V"],
+        "lm_head_rows": sizes.get("R", sizes["V"]),
+        "num_layers": sizes["L"],
+        "num_heads": heads,
+        "head_dim": sizes["D"] // heads,
+        "model_dim": sizes["D"],
+        "max_seq_len": min(asked.max_seq_len, sizes.get("P", asked.max_seq_len)),
+    }
+    return family.name, GPTConfig(family=family.name, **(sized | facts)), heads_from
 
 
 def config_of(info: dict) -> GPTConfig:
     """The network that `info` (of `inspect_checkpoint`) describes."""
-    return GPTConfig.of_family(
-        info["checkpoint_format"],
-        vocab_size=info["vocab_size"],
-        lm_head_rows=info["lm_head_rows"],
-        num_layers=info["num_layers"],
-        num_heads=info["num_heads"],
-        model_dim=info["model_dim"],
-        max_seq_len=info["max_seq_len"],
-        attention_layers=tuple(info["attention_layers"]),
-    )
+    return GPTConfig.from_dict(info["config"])
 
 
 def check_flags_against_file(
@@ -256,14 +321,13 @@ def read_pretrained(
     if options.pretrained_ckpt_path is None:
         raise UsageError(["--pretrained_ckpt_path is needed: a path or a glob of checkpoints"])
     path = resolve_checkpoint_path(options.pretrained_ckpt_path)
+    others = {"max_seq_len": block_size, "family": options.family}
 
     def read(num_heads: int | None) -> tuple[dict, GPTBatched | None]:
         if not needs_weights:
-            info, _ = inspect_checkpoint(path, num_heads=num_heads, max_seq_len=block_size)
+            info, _ = inspect_checkpoint(path, num_heads=num_heads, **others)
             return info, None
-        trunk, info, _ = load_pretrained_checkpoint(
-            path, num_heads=num_heads, max_seq_len=block_size
-        )
+        trunk, info, _ = load_pretrained_checkpoint(path, num_heads=num_heads, **others)
         return info, trunk
 
     try:
@@ -320,6 +384,11 @@ def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str,
                 f"{path}: has {shown(hints[0])}, as {family}: that family is not supported yet; "
                 f"supported are {', '.join(FORMATS)}"
             )
+    if told := nearest_relative(state):
+        raise CheckpointError(
+            f"{path}: {told}; every key must be known and there: save the whole model of the "
+            "pretraining script"
+        )
     most = [
         fmt
         for fmt, names in known.items()
@@ -427,10 +496,14 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, num_heads: int | No
 def _report(config: Inspection) -> dict:
     path = resolve_checkpoint_path(config.checkpoint.checkpoint)
     if config.lm_check.lm_check is None:
-        return inspect_checkpoint(path, num_heads=config.checkpoint.n_head)[0]
+        asked = config.checkpoint
+        return inspect_checkpoint(path, num_heads=asked.n_head, family=asked.family)[0]
     tokens = read_token_shard(config.lm_check.lm_check)
     trunk, info, _ = load_pretrained_checkpoint(
-        path, num_heads=config.checkpoint.n_head, max_seq_len=config.lm_check.lm_row_length
+        path,
+        num_heads=config.checkpoint.n_head,
+        max_seq_len=config.lm_check.lm_row_length,
+        family=config.checkpoint.family,
     )
     check = lm_check(
         trunk, tokens, row_length=config.lm_check.lm_row_length, max_rows=config.lm_check.lm_rows

@@ -98,11 +98,14 @@ class TrainingScriptAttention(nn.Module):
             x = self.norm(x)
         asking = x if pooled is None else x[:, pooled]
         q, k, v = self._projections(x, asking)
-        if self.config.norm_heads:
+        is_early = self.config.rotates_before_norm
+        if self.config.norm_heads and not is_early:
             q, k = rms_norm(q), rms_norm(k)
         if rotary is not None:
             of_q = rotary if pooled is None else (rotary[0][pooled], rotary[1][pooled])
             q, k = rotate(q, of_q), rotate(k, rotary)
+        if is_early:
+            q, k = rms_norm(q), rms_norm(k)
         v = self._mixed_values(x, v, value_embedding, sa_lambdas)
         gate = None
         if self.gate is not None:
@@ -220,10 +223,7 @@ class GPTTrunk(nn.Module):
         self.positions = None
         if config.learned_positions:
             self.positions = TokenEmbedding(config.max_seq_len, config.model_dim)
-        self.rotary = None
-        if config.rotary != "none":
-            kind = (config.rotary, config.rotary_base, config.rotary_sign)
-            self.rotary = Rotary(config.head_dim, config.max_seq_len, *kind)
+        self.rotary = None if config.rotary == "none" else Rotary(config)
         self.final_norm = NORMS[config.norm](config)
         self.smear = Smear(config.smear) if config.smear is not None else None
         self.backout = nn.Parameter(torch.zeros(1)) if config.backout else None

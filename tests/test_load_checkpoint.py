@@ -45,9 +45,10 @@ from load_checkpoint_helper import (
 from model import GPTBatched, GPTFlexAttention
 from xnli_gpt.checkpoints import storages
 from xnli_gpt.checkpoints.conversion import converted_state
-from xnli_gpt.checkpoints.formats import FORMATS, KNOWN_HEADS, OTHER_FAMILIES, TensorRule
+from xnli_gpt.checkpoints.formats import FORMATS, KNOWN_HEADS, OTHER_FAMILIES
 from xnli_gpt.checkpoints.lm_check import lm_check, read_token_shard
 from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
+from xnli_gpt.checkpoints.rules import TensorRule
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.files import FINE_TUNED_KIND
 from xnli_gpt.network.config import FAMILIES, initial_scalars

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xnli_gpt.checkpoints.formats import matches
+from xnli_gpt.checkpoints.rules import BEHIND
 
 
 def converted_state(
@@ -29,9 +30,16 @@ def parts_by_target(
     fmt: str, state: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, Tensor, _Place]]:
     """Our name, the name in the file, what of its tensor is ours, and where in ours it stands."""
+    filled: dict[str, int] = defaultdict(int)
     for rule, name, numbers in matches(fmt, state):
         for target, part in rule.targets.items():
-            yield target.format(**numbers), name, part_of(state[name], part), rule.place
+            target, tensor, place = target.format(**numbers), part_of(state[name], part), rule.place
+            if rule.is_turned:
+                tensor = tensor.mT
+            if place == BEHIND:
+                place = slice(filled[target], filled[target] + len(tensor))
+                filled[target] += len(tensor)
+            yield target, name, tensor, place
 
 
 def part_of(tensor: Tensor, part: _Place) -> Tensor:

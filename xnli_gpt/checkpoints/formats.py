@@ -6,12 +6,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from xnli_gpt.checkpoints.families import RELATIVES
+from xnli_gpt.checkpoints.rules import TensorRule, same
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.messages import listed
 from xnli_gpt.network.config import NUM_VALUE_EMBEDS, next_multiple
@@ -22,39 +23,20 @@ WRAPPERS = ("_orig_mod", "module")
 STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@dataclass(frozen=True)
-class TensorRule:
-    """One line of a format's table; `{i}` in a name stands for a block, `{t}` for a table.
-
-    Letters in `shape`: D model width, 4D, I = heads × head size, V embedding rows, R head rows.
-    `targets` maps our name to the part of the tensor it gets (None: all of it). Where tensors of
-    several rules are stacked into one of ours, `place` is where in it this rule's part stands.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    targets: Mapping[str, int | slice | None]
-    place: int | slice | None = None
-
-
-def _same(name: str, *shape: int | str) -> TensorRule:
-    return TensorRule(name, shape, {name: None})
-
-
 EMBEDDING_RULES = (
-    _same("embed.weight", "V", "D"),
-    _same("value_embeds.{t}.weight", "V", "D"),
+    same("embed.weight", "V", "D"),
+    same("value_embeds.{t}.weight", "V", "D"),
 )
 
 FORMATS: dict[str, tuple[TensorRule, ...]] = {
     "small": (
         *EMBEDDING_RULES,
-        _same("blocks.{i}.attn.qkv_w", 3, "I", "D"),
-        _same("blocks.{i}.attn.c_proj.weight", "D", "I"),
-        _same("blocks.{i}.mlp.c_fc.weight", "4D", "D"),
-        _same("blocks.{i}.mlp.c_proj.weight", "D", "4D"),
-        _same("lm_head.weight", "R", "D"),
-        _same("scalars", "S"),
+        same("blocks.{i}.attn.qkv_w", 3, "I", "D"),
+        same("blocks.{i}.attn.c_proj.weight", "D", "I"),
+        same("blocks.{i}.mlp.c_fc.weight", "4D", "D"),
+        same("blocks.{i}.mlp.c_proj.weight", "D", "4D"),
+        same("lm_head.weight", "R", "D"),
+        same("scalars", "S"),
     ),
     "medium": (
         *EMBEDDING_RULES,
@@ -66,7 +48,7 @@ FORMATS: dict[str, tuple[TensorRule, ...]] = {
         TensorRule("blocks.{i}.mlp.fc_w", ("4D", "D"), {"blocks.{i}.mlp.c_fc.weight": None}),
         TensorRule("blocks.{i}.mlp.proj_w", ("D", "4D"), {"blocks.{i}.mlp.c_proj.weight": None}),
         TensorRule("lm_head_w", ("R", "D"), {"lm_head.weight": None}),
-        _same("scalars", "S"),
+        same("scalars", "S"),
     ),
 }
 
@@ -80,15 +62,16 @@ KNOWN_HEADS = {
 }
 SMALL_HEAD_DIM = 128
 
+# Families that are not supported, by a name that tells them.
 OTHER_FAMILIES = (
-    (r"transformer\.h\.\d+\.attn\.c_attn\b", "GPT-2"),
-    (r"transformer\.h\.\d+\.attn\.c_q\b", "the 2024 scripts with c_q, c_k, c_v, or nanochat"),
-    (r"\battn_gate\b", "later scripts with gated attention"),
+    (r"\bvte\.weight$", "the records of early December 2024, with one wide table of values"),
+    (r"\bgpt_neox\.", "Pythia and GPT-NeoX"),
+    (r"\battn\.(?:qkv|attn|proj)\.weight$", "litgpt"),
     (r"\bsmear_gate\b", "later scripts with a smear gate"),
     (r"\bvalue_embed_gate\b", "later scripts with gated value embeddings"),
     (r"_bank$", "later scripts that keep their weights in banks"),
     (r"\bembed2\b", "later scripts with a second embedding"),
-    (r"\bblocks\.\d+\.lambdas$", "scripts with lambdas in every block"),
+    (r"\bc_attn\b.*|rotary\.inv_freq$", "a GPT-2 of another script, such as the first speed runs"),
 )
 
 
@@ -116,10 +99,15 @@ def _name_pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w)\\}", rf"(?P<\1>{number})", escaped))
 
 
+def rules_of(fmt: str) -> tuple[TensorRule, ...]:
+    """Return the table of a format."""
+    return FORMATS[fmt] if fmt in FORMATS else RELATIVES[fmt].rules
+
+
 def matches(fmt: str, names: Iterable[str]) -> Iterator[tuple[TensorRule, str, dict[str, str]]]:
     """Every rule with every name that is one of its tensors', and the numbers in the name."""
     names = list(names)
-    for rule in FORMATS[fmt]:
+    for rule in rules_of(fmt):
         pattern = _name_pattern(rule.name)
         for name in names:
             if match := pattern.fullmatch(name):

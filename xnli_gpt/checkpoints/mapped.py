@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,10 @@ class MappedFile:
         self._storages[data.data_ptr(), storage.num_bytes] = storage
         return data
 
-    def storage_of(self, tensor: torch.Tensor) -> Storage:
-        """Return where the bytes of a tensor lie that was made of a `view`."""
+    def find(self, tensor: torch.Tensor) -> Storage | None:
+        """Return where the bytes of a tensor lie; None where it was not made of a `view`."""
         data = tensor.untyped_storage()
-        return self._storages[data.data_ptr(), data.nbytes()]
+        return self._storages.get((data.data_ptr(), data.nbytes()))
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the file is another one than was mapped."""
@@ -64,6 +65,11 @@ class MappedFile:
                 f"{self.path}: was changed while it was read; wait until it is written, and start "
                 "again"
             )
+
+
+def storage_in(files: Sequence[MappedFile], tensor: torch.Tensor) -> Storage:
+    """Return where the bytes of a tensor lie that is mapped from one of several files."""
+    return next(found for file in files if (found := file.find(tensor)) is not None)
 
 
 def _version_of(path: Path) -> tuple[int, ...]:

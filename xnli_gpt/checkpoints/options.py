@@ -21,6 +21,9 @@ class PretrainedOptions:
         None, "path, or a name in --tokenizer_dir", is_path=True, metavar="NAME"
     )
     tokenizer_dir: str | None = option(None, "folder of tokenizers", is_path=True)
+    family: str | None = option(
+        None, "of the checkpoint, where nothing in it tells; see docs/families.md"
+    )
     end_of_text: str | None = option(
         None,
         "the token before every document of the pretraining, where its files do not tell",

@@ -56,11 +56,13 @@ class StorageRecord(NamedTuple):
 class Inert:
     """Stands for what a pickle makes by the call of `name`, which was not called.
 
-    `problem` is a sentence on a tensor that can't be made, for those who need it.
+    `problem` is a sentence on a tensor that can't be made, for those who need it; `state` the
+    attributes that an object would have.
     """
 
     def __init__(self, name: str, problem: str = ""):
         self.name, self.problem = name, problem
+        self.state: dict = {}
 
     def __call__(self, *_args: object, **_options: object) -> Inert:
         return Inert(self.name)
@@ -189,9 +191,11 @@ class InertUnpickler(pickle._Unpickler):
         self.append(function(*args) if known else Inert(_name_of(function)))
 
     def _leave_state(self) -> None:
-        """The attributes of an object, the `_metadata` of a state dict."""
-        self.stack.pop()
+        """The attributes of an object stay with it, the `_metadata` of a state dict is left."""
+        state, target = self.stack.pop(), self.stack[-1]
         self._target(dict)
+        if isinstance(target, Inert) and isinstance(state, dict):
+            target.state = state
 
     def _append_item(self) -> None:
         item = self.stack.pop()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from xnli_gpt.checkpoints.folders import json_beside, weight_files
 from xnli_gpt.checkpoints.formats import first_prefix, without_wrappers
-from xnli_gpt.checkpoints.mapped import MappedFile, Storage
-from xnli_gpt.checkpoints.paths import told_of_folder
+from xnli_gpt.checkpoints.mapped import MappedFile, Storage, storage_in
 from xnli_gpt.checkpoints.pickles import Inert
 from xnli_gpt.checkpoints.safetensors_files import is_safetensors, read_safetensors
 from xnli_gpt.checkpoints.torch_files import is_legacy, read_legacy, read_zip
@@ -37,54 +37,68 @@ FOREIGN_FILES = {
 @dataclass(frozen=True)
 class CheckpointFile:
     """A file's content with its tensors mapped, and the weights among them without the prefixes
-    of wrappers, which are "model" in the content; `prefix` is that of the first."""
+    of wrappers, which are "model" in the content; `prefix` is that of the first. The weights of a
+    folder are those of all its files."""
 
-    mapped: MappedFile
+    path: Path
+    mapped: tuple[MappedFile, ...]
     content: dict
     weights: Mapping[str, Tensor]
     prefix: str
 
-    @property
-    def path(self) -> Path:
-        return self.mapped.path
-
     def storage_of(self, name: str) -> Storage:
         """Return where the bytes of a weight lie."""
-        return self.mapped.storage_of(self.weights[name])
+        return storage_in(self.mapped, self.weights[name])
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where a file is another one than was mapped."""
+        for mapped in self.mapped:
+            mapped.check_unchanged()
 
 
 def read_checkpoint_file(path: Path) -> CheckpointFile:
-    """Return what a file holds; its weights are mapped, and not looked at yet.
+    """Return what a file holds, or a folder with config.json; its weights are mapped, and not
+    looked at yet.
 
     Nothing of it is executed. Raises CheckpointError for a file that is none, or is damaged.
     """
-    _require_file(path)
-    mapped = MappedFile(path)
-    content = _content_of(mapped)
-    key, weights = _weights_of(path, content)
-    odd = [name for name in weights if not isinstance(name, str)]
-    odd += [name for name, value in weights.items() if not isinstance(value, Tensor | Inert)]
-    if odd:
-        where = f"in '{key}', " if key else ""
-        raise CheckpointError(f"{path}: {where}{listed(odd)} is no tensor; save it again")
-    for name, value in weights.items():
-        if isinstance(value, Inert):
-            raise CheckpointError(f"{path}: {_why_no_weight(name, value)}")
+    files = weight_files(path) if path.is_dir() else [path]
+    for file in files:
+        _require_file(file)
+    mapped = tuple(MappedFile(file) for file in files)
+    content: dict = {}
+    weights: dict = {}
+    for one in mapped:
+        of_file = _content_of(one)
+        key, found = _weights_of(one.path, of_file)
+        beside = _beside(of_file) if not key else {k: v for k, v in of_file.items() if k != key}
+        if twice := weights.keys() & found.keys():
+            raise CheckpointError(f"{path}: {listed(sorted(twice))} stand in several of its files")
+        content |= beside
+        weights |= found
+    _require_tensors(path, weights)
     _require_stored(path, mapped, weights)
     state = {without_wrappers(name): tensor for name, tensor in weights.items()}
     if len(state) != len(weights):
         raise CheckpointError(f"{path}: holds the same weights with and without a wrapper's prefix")
-    beside = _beside(content) if not key else {k: v for k, v in content.items() if k != key}
-    content = {**beside, "model": state}
-    return CheckpointFile(mapped, content, state, first_prefix(weights))
+    content = {**content, **json_beside(files[0]), "model": state}
+    return CheckpointFile(path, mapped, content, state, first_prefix(weights))
+
+
+def _require_tensors(path: Path, weights: Mapping[object, object]) -> None:
+    odd = [name for name in weights if not isinstance(name, str)]
+    odd += [name for name, value in weights.items() if not isinstance(value, Tensor | Inert)]
+    if odd:
+        raise CheckpointError(f"{path}: in 'model', {listed(odd)} is no tensor; save it again")
+    for name, value in weights.items():
+        if isinstance(value, Inert):
+            raise CheckpointError(f"{path}: {_why_no_weight(name, value)}")
 
 
 def _require_file(path: Path) -> None:
     try:
         if not path.exists():
             raise CheckpointError(f"{path}: no such file; give the path of a pretrained checkpoint")
-        if path.is_dir():
-            raise CheckpointError(told_of_folder(path))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     if not path.is_file():
@@ -154,9 +168,11 @@ def _why_no_weight(name: str, value: Inert) -> str:
     )
 
 
-def _require_stored(path: Path, mapped: MappedFile, weights: Mapping[str, Tensor]) -> None:
+def _require_stored(
+    path: Path, mapped: Sequence[MappedFile], weights: Mapping[str, Tensor]
+) -> None:
     """Raise CheckpointError for many more weights than values that are stored."""
-    held = {mapped.storage_of(tensor): tensor.itemsize for tensor in weights.values()}
+    held = {storage_in(mapped, tensor): tensor.itemsize for tensor in weights.values()}
     stored = sum(storage.num_bytes // itemsize for storage, itemsize in held.items())
     meant = sum(math.prod(tensor.shape) for tensor in weights.values())
     if meant > MOST_SHARING * stored:

@@ -96,6 +96,9 @@ class GPTConfig:
     rotary: str = "half"  # "half" of the frequencies zero, "full", or "none"
     rotary_base: float = 1024.0
     rotary_sign: int = 1  # -1 rotates the other way
+    rotary_is_rounded: bool = False  # its tables, to bfloat16, as the script's
+    rotates_before_norm: bool = False  # which differs where tables are rounded
+    rotary_frequencies: tuple[float, ...] | None = None  # in place of computed ones
     learned_positions: bool = False
     num_kv_heads: int | None = None  # None: as many as `num_heads`
     flat_qkv: bool = False  # the projections of q, k, v are one matrix, not a stack of three

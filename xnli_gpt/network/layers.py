@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xnli_gpt.network.config import RMS_EPS
+from xnli_gpt.network.config import RMS_EPS, GPTConfig
 
 RotaryTables = tuple[Tensor, Tensor]  # cos, sin
 
@@ -39,20 +39,15 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding, computed in float32: `kind` "half" has half of its frequencies
-    zero and `base` to the others, "full" is the textbook's; `sign` -1 rotates the other way."""
+    """Rotary position embedding as a config says, computed in float32.
 
-    def __init__(
-        self,
-        head_dim: int,
-        max_seq_len: int,
-        kind: str = "half",
-        base: float = 1024.0,
-        sign: int = 1,
-    ):
+    "half" has half of its frequencies zero, and 1 / base to the power of the others; "full" is the
+    textbook's.
+    """
+
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.head_dim, self.max_seq_len = head_dim, max_seq_len
-        self.kind, self.base, self.sign = kind, base, sign
+        self.config = config
         cos, sin = self._tables()
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -64,20 +59,24 @@ class Rotary(nn.Module):
 
     def _tables(self) -> RotaryTables:
         """Return cos and sin [max_seq_len, d/2], on the CPU: the same on every machine."""
-        positions = torch.arange(self.max_seq_len, dtype=torch.float32, device="cpu")
+        # An explicit device keeps the tables real when the model is built on the meta device.
+        positions = torch.arange(self.config.max_seq_len, dtype=torch.float32, device="cpu")
         theta = torch.outer(positions, self._frequencies())  # [max_seq_len, d/2]
-        return theta.cos(), self.sign * theta.sin()
+        tables = theta.cos(), self.config.rotary_sign * theta.sin()
+        if self.config.rotary_is_rounded:
+            return tuple(table.bfloat16().float() for table in tables)
+        return tables
 
     def _frequencies(self) -> Tensor:
         """Return the frequencies [d/2]."""
-        # An explicit device keeps the tables real when the model is built on the meta device.
         options = {"dtype": torch.float32, "device": "cpu"}
-        if self.kind == "full":
-            channels = torch.arange(0, self.head_dim, 2, **options)
-            return 1.0 / (self.base ** (channels / self.head_dim))
-        steps = torch.linspace(0, 1, steps=self.head_dim // 4, **options)
-        frequencies = (1 / self.base) ** steps
-        return torch.cat([frequencies, frequencies.new_zeros(self.head_dim // 4)])
+        base, head_dim = self.config.rotary_base, self.config.head_dim
+        if self.config.rotary_frequencies is not None:
+            return torch.tensor(self.config.rotary_frequencies, **options)
+        if self.config.rotary == "full":
+            return 1.0 / (base ** (torch.arange(0, head_dim, 2, **options) / head_dim))
+        frequencies = (1 / base) ** torch.linspace(0, 1, steps=head_dim // 4, **options)
+        return torch.cat([frequencies, frequencies.new_zeros(head_dim // 4)])
 
     def forward(self, positions: Tensor) -> RotaryTables:
         """Return cos, sin [T, 1, d/2], float32, of positions [T] counted from a row's beginning."""
