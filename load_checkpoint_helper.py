@@ -225,7 +225,7 @@ def _read_checkpoint(
         "fingerprint": fingerprint,
         "rotary_tables": rotary_tables(config),
     }
-    return info | {"config": config.to_dict()}, checkpoint, converted
+    return info | {"config": json.loads(json.dumps(config.to_dict()))}, checkpoint, converted
 
 
 def rotary_tables(config: GPTConfig) -> str:
@@ -256,7 +256,8 @@ def _relative_config(
     """Return the same of a file of another family."""
     family, clues = relative
     heads = heads_or_refuse(path, family, clues, asked.num_heads)
-    heads_from = "its own" if "H" in clues.sizes else "n_head"
+    of_user = "n_head" if asked.num_heads else "usual head size"
+    heads_from = "its own" if "H" in clues.sizes else of_user
     clues = replace(clues, sizes={**clues.sizes, "H": heads})
     sizes, facts = clues.sizes, family.facts(clues)
     if sizes["D"] % heads and "head_dim" not in facts:
@@ -384,7 +385,8 @@ def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str,
                 f"{path}: has {shown(hints[0])}, as {family}: that family is not supported yet; "
                 f"supported are {', '.join(FORMATS)}"
             )
-    if told := nearest_relative(state):
+    least_unknown = len(state) - max(map(len, known.values()))
+    if told := nearest_relative(state, least_unknown):
         raise CheckpointError(
             f"{path}: {told}; every key must be known and there: save the whole model of the "
             "pretraining script"
@@ -517,6 +519,8 @@ def _report(config: Inspection) -> dict:
 
 def _printed(report: dict, indent: str = "") -> Iterator[str]:
     for key, value in report.items():
+        if key == "config":  # for programs
+            continue
         if isinstance(value, dict):
             yield f"{indent}{key}"
             yield from _printed(value, indent + "  ")

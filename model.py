@@ -260,7 +260,12 @@ class GPTTrunk(nn.Module):
         """Return the features of `embed_tokens`' result, as `forward_features`: [B, T, D]."""
         T, device = embeddings[0].size(1), embeddings[0].device
         attend = self._attention(T, docs, windows or self.config.windows)
-        return self._hidden_states(embeddings, torch.arange(T, device=device), attend)
+        positions = torch.arange(T, device=device)
+        if docs is not None and self.config.counts_positions:
+            # Each counts its own, from its first token on.
+            begins = torch.cat([docs.new_ones(1, dtype=torch.bool), docs[1:] != docs[:-1]])
+            positions = positions - torch.where(begins, positions, 0).cummax(0).values
+        return self._hidden_states(embeddings, positions, attend)
 
     def lm_logits(self, features: Tensor) -> Tensor:
         """Capped language-model logits of `features` [..., D] -> [..., head rows], float32."""

@@ -364,7 +364,7 @@ def test_the_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
     [
         (evaluate, "checkpoint predictions compare dataset data_dir cache_dir out_dir"),
         (predict, "checkpoint export input output"),
-        (inspector, "checkpoint lm_check"),
+        (inspector, "checkpoint lm_check convert"),
     ],
 )
 def test_every_flag_of_a_path_knows_the_home_folder(module, flags, monkeypatch):

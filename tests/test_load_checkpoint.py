@@ -1144,14 +1144,14 @@ def test_the_block_without_attention_is_found_wherever_it_is(tmp_path, fmt, bloc
 
 
 EXAMPLES_OF_OTHER_FAMILIES = {
-    "GPT-2": "transformer.h.0.attn.c_attn.weight",
-    "the 2024 scripts with c_q, c_k, c_v, or nanochat": "transformer.h.0.attn.c_q.weight",
-    "later scripts with gated attention": "blocks.0.attn.attn_gate.weight",
+    "the records of early December 2024, with one wide table of values": "transformer.vte.weight",
+    "Pythia and GPT-NeoX": "gpt_neox.layers.0.attention.dense.weight",
+    "litgpt": "transformer.h.0.attn.qkv.weight",
     "later scripts with a smear gate": "smear_gate.weight",
     "later scripts with gated value embeddings": "value_embed_gate.weight",
     "later scripts that keep their weights in banks": "attn_bank",
     "later scripts with a second embedding": "embed2.weight",
-    "scripts with lambdas in every block": "blocks.0.lambdas",
+    "a GPT-2 of another script, such as the first speed runs": "transformer.h.0.attn.c_attn.weight",
 }
 
 
@@ -1553,7 +1553,8 @@ def test_the_inspector_prints_every_field(tmp_path, capsys):
     info, _ = inspect_checkpoint(path)
     assert main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line[0] != " "] == list(info)
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(info)[:-1]
+    assert list(info)[-1] == "config", "the facts of the network are for programs"
     network = f"format medium, {info['num_layers']} layers, {info['num_heads']} heads, width "
     assert lines[-1].startswith(f"  in short: {path}: {network}{info['model_dim']}")
     assert main([str(path), "--json"]) == 0

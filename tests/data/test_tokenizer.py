@@ -1,6 +1,7 @@
 """Where a tokenizer is found, which are refused, and what is read of one."""
 
 import json
+import pickle
 import re
 import unicodedata
 
@@ -18,6 +19,7 @@ from data_parts import (
 from shell import ROOT
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
+from xnli_gpt.data import tiktoken_files
 from xnli_gpt.data.pairs import encode_pairs
 from xnli_gpt.data.tokenizer import (
     END_OF_TEXT_TOKENS,
@@ -202,7 +204,7 @@ def test_vocabulary_and_merges_are_the_tokenizer_that_they_were(tmp_path, tokeni
             assert ids_of(encoding.tokenizer, sentence) == ids_of(tokenizer, sentence)
 
 
-@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt", "tokenizer.pkl"])
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
 def test_tokenizers_of_other_kinds_are_called_by_name(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(DataError, match=f"{name}.*expected a tokenizer.json"):
@@ -287,3 +289,46 @@ def test_forms_of_letters_that_change_the_tokens_are_counted(tmp_path, tokenizer
     composed = load_pair_encoding(str(tmp_path / "t.json"), normalize="NFC")
     (note,) = notes_of_encoding(texts, composed)
     assert "NFC (nukta" not in note
+
+
+NANOCHAT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+def tiktoken_of(tiktoken):
+    """An encoding with the merges of a trained tokenizer, and nanochat's special tokens behind."""
+    trained = json.loads(train_tokenizer(special_tokens=[]).to_str())["model"]["vocab"]
+    letters = {letter: byte for byte, letter in tiktoken_files._LETTERS.items()}
+    ranks = {bytes(letters[c] for c in token): rank for token, rank in trained.items()}
+    special = {name: len(ranks) + i for i, name in enumerate(("<|bos|>", "<|user_start|>"))}
+    return tiktoken.Encoding(
+        "own", pat_str=NANOCHAT_PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
+
+
+def test_a_pickled_tiktoken_encodes_as_tiktoken_does(tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+    library = tiktoken_of(tiktoken)
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(library))
+    encoding = load_pair_encoding(str(tmp_path))
+    assert encoding.end_of_text_token == "<|bos|>"
+    assert encoding.end_of_text == library.encode_single_token("<|bos|>")
+    texts = [
+        *SENTENCES,
+        '12345 की\u200dमत, "उद्धरण"!\r\n\r\nनई',
+        "don't  STOP",
+        "क्या?।। 7",
+        " ",
+        "<|bos|>",
+    ]
+    for text in texts:
+        assert ids_of(encoding.tokenizer, text) == library.encode_ordinary(text), text
+
+
+@pytest.mark.parametrize("content", [b"", b"x", pickle.dumps({"a": 1}), pickle.dumps([1])])
+def test_a_pickle_of_something_else_is_no_tokenizer(tmp_path, content):
+    (tmp_path / "tokenizer.pkl").write_bytes(content)
+    with pytest.raises(DataError, match=r"tokenizer\.pkl: (its pickle|no pickled)"):
+        load_pair_encoding(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def read_checkpoint_file(path: Path) -> CheckpointFile:
 
     Nothing of it is executed. Raises CheckpointError for a file that is none, or is damaged.
     """
-    files = weight_files(path) if path.is_dir() else [path]
+    # Of a name that is too long for the file system this is no error.
+    files = weight_files(path) if os.path.isdir(path) else [path]
     for file in files:
         _require_file(file)
     mapped = tuple(MappedFile(file) for file in files)

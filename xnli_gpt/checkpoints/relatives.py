@@ -63,13 +63,13 @@ def find_relative(
     return fitting[0] if fitting else None
 
 
-def nearest_relative(state: Mapping[str, Tensor]) -> str | None:
-    """Return what is wrong with the names of a file that is nearly of one family; None where it is
-    near to none, or to several."""
+def nearest_relative(state: Mapping[str, Tensor], below: int) -> str | None:
+    """Return what is wrong with the names of a file that is nearly of one family, of which less
+    than `below` names are wrong; None where there is none."""
     found = {}
     for family in RELATIVES.values():
         missing, unknown = _differing(family, state)
-        if len(missing) + len(unknown) <= len(state) // 10:
+        if len(missing) + len(unknown) < min(below, 1 + len(state) // 10):
             found.setdefault((tuple(missing), tuple(unknown)), []).append(family.name)
     if not found:
         return None
@@ -167,7 +167,9 @@ def _number(letter: int | str, sizes: Mapping[str, int]) -> int | str:
 def heads_or_refuse(path: Path, family: Family, clues: Clues, given: int | None) -> int:
     """Return the number of heads. Raises CheckpointError where nothing tells it, or where it is
     not the one given."""
-    heads = clues.sizes.get("H")
+    heads, usual = clues.sizes.get("H"), family.usual_head_dim
+    if heads is None and given is None and usual and clues.sizes["D"] % usual == 0:
+        return clues.sizes["D"] // usual
     if heads is None and given is None:
         raise CheckpointError(
             f"{path}: the number of heads can't be told from a {family.name} of width "

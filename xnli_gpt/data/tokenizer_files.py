@@ -8,22 +8,25 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from xnli_gpt.data.tiktoken_files import read_tiktoken
 from xnli_gpt.errors import DataError
 
 SLOW_FILES = ("vocab.json", "merges.txt")
+TIKTOKEN_FILE = "tokenizer.pkl"
+# What nanochat puts in front of every document.
+NANOCHAT_BEGIN = "<|bos|>"
 # Files that say which tokens have a role, the one that counts first.
 ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # What else a folder may hold, and what it is.
 FOREIGN_FILES = {
     "*.model": "a SentencePiece model",
     "vocab.txt": "a WordPiece vocabulary",
-    "tokenizer.pkl": "a pickled tiktoken",
 }
 
 
 def find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
-    """Return the file that a path, or a name in `tokenizer_dir`, means, or the folder of a
-    vocab.json with its merges.txt. Raises DataError."""
+    """Return the file that a path, or a name in `tokenizer_dir`, means: a tokenizer.json, a
+    pickled tiktoken, or the folder of a vocab.json with its merges.txt. Raises DataError."""
     places = [Path(name)]
     if tokenizer_dir is not None:
         places += [Path(tokenizer_dir) / name, Path(tokenizer_dir) / f"{name}.json"]
@@ -31,7 +34,9 @@ def find_tokenizer(name: str, tokenizer_dir: str | None) -> Path:
         if place.is_dir():
             if (place / "tokenizer.json").is_file():
                 return place / "tokenizer.json"
-            if all((place / file).is_file() for file in SLOW_FILES):
+            if (place / TIKTOKEN_FILE).is_file():
+                return place / TIKTOKEN_FILE
+            if _is_slow(place):
                 return place
             _refuse_foreign(place)
         if place.is_file():
@@ -62,6 +67,8 @@ def _refuse_foreign(folder: Path) -> None:
 def tokenizer_text(path: Path) -> bytes:
     """Return the tokenizer.json of what `find_tokenizer` returns; of a vocab.json and a merges.txt
     the byte-level BPE that they are."""
+    if path.suffix == ".pkl":
+        return read_tiktoken(path).to_str().encode()
     if path.is_file():
         return path.read_bytes()
     vocabulary, merges = (str(path / name) for name in SLOW_FILES)
@@ -79,6 +86,8 @@ def tokenizer_text(path: Path) -> bytes:
 
 def declared_end_of_text(path: Path) -> tuple[str, str] | None:
     """Return the end-of-text token that a file beside the tokenizer names, and that file's name."""
+    if path.suffix == ".pkl":
+        return NANOCHAT_BEGIN, "nanochat"
     folder = path if path.is_dir() else path.parent
     for name in ROLE_FILES:
         token = dict(_roles_in(folder / name)).get("eos_token")

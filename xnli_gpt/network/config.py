@@ -167,6 +167,11 @@ class GPTConfig:
         return min(self.windows) * self.window_block
 
     @property
+    def counts_positions(self) -> bool:
+        """Whether more than the distance of two tokens matters: where an example begins."""
+        return self.learned_positions or self.rotary_is_rounded or self.smear is not None
+
+    @property
     def kv_dim(self) -> int:
         """The width of keys and values of all heads."""
         return (self.num_kv_heads or self.num_heads) * self.head_dim

@@ -58,9 +58,7 @@ def _rules(prefix: str, is_turned: bool) -> tuple[TensorRule, ...]:
 
 
 def _heads(clues: Clues) -> int | None:
-    told = clues.setting("n_head", "num_attention_heads")
-    width = clues.sizes["D"]
-    return told or (width // HEAD_DIM if width % HEAD_DIM == 0 else None)
+    return clues.setting("n_head", "num_attention_heads")
 
 
 def _facts(clues: Clues, activation: str) -> dict[str, object]:
@@ -130,40 +128,26 @@ def _finish(state: dict[str, Tensor], clues: Clues) -> None:
     state.setdefault("lm_head.weight", state["embed.weight"])
 
 
-def _families() -> list[Family]:
-    families = []
-    for prefix, of_prefix in (("transformer.", ""), ("", " without prefix")):
-        families.append(
-            Family(
-                f"GPT-2 of Hugging Face{of_prefix}",
-                _rules(prefix, True),
-                _of_hugging_face,
-                _heads,
-                _objection_of_hugging_face,
-                _finish,
-            )
-        )
-    families.append(
-        Family(
-            "nanoGPT",
-            _rules("transformer.", False),
-            lambda c: _facts(c, "gelu"),
-            _heads,
-            _objection_of_nanogpt,
-            _finish,
-        )
-    )
-    families.append(
-        Family(
-            "build-nanogpt",
-            _rules("transformer.", False),
-            lambda c: _facts(c, "gelu tanh"),
-            _heads,
-            _objection_of_build_nanogpt,
-            _finish,
-        )
-    )
-    return families
+def _family(name: str, rules: tuple[TensorRule, ...], facts: object, objection: object) -> Family:
+    return Family(name, rules, facts, _heads, objection, _finish, usual_head_dim=HEAD_DIM)
 
 
-GPT2_FAMILIES = tuple(_families())
+NANOGPT = _rules("transformer.", is_turned=False)
+GPT2_FAMILIES = (
+    _family(
+        "GPT-2 of Hugging Face",
+        _rules("transformer.", is_turned=True),
+        _of_hugging_face,
+        _objection_of_hugging_face,
+    ),
+    _family(
+        "GPT-2 of Hugging Face without prefix",
+        _rules("", is_turned=True),
+        _of_hugging_face,
+        _objection_of_hugging_face,
+    ),
+    _family("nanoGPT", NANOGPT, lambda c: _facts(c, "gelu"), _objection_of_nanogpt),
+    _family(
+        "build-nanogpt", NANOGPT, lambda c: _facts(c, "gelu tanh"), _objection_of_build_nanogpt
+    ),
+)

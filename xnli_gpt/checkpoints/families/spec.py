@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -52,7 +52,8 @@ class Family:
 
     `facts` gives the fields of `GPTConfig` in which it differs from small, of the clues;
     `objection` a sentence why a file with all its names is not of it, or None; `heads` the number
-    of heads, or None where nothing tells. `tables` counts value embeddings of `{t}` in names.
+    of heads, or None where nothing tells: then heads are of `usual_head_dim`, unless a user says
+    otherwise. `tables` counts value embeddings of `{t}` in names.
     `finish` makes of converted tensors what the network has, where that is more than a renaming.
     """
 
@@ -64,4 +65,4 @@ class Family:
     finish: Callable[[dict[str, Tensor], Clues], None] = lambda state, clues: None
     tables: int = 3
     has_lone_block: bool = False
-    aliases: tuple[str, ...] = field(default=())
+    usual_head_dim: int | None = None
