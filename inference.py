@@ -22,13 +22,12 @@ from model import GPTClassification
 from xnli_gpt.checkpoints.fine_tuned import content_error, fine_tuned_file, read_fine_tuned
 from xnli_gpt.choices import AUTO, EVALUATION_TOKENS
 from xnli_gpt.data.encoded import EncodedSplit
-from xnli_gpt.data.pairs import encode_pairs
+from xnli_gpt.data.pairs import encode_pairs, premise_spans
 from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.devices import DTYPES, device_of, precision_of
 from xnli_gpt.errors import DataError, EvaluationError, UsageError
-from xnli_gpt.evaluation.logits import Inference, logits_of_batches
+from xnli_gpt.evaluation.logits import Inference, cut_into_batches, logits_of_batches
 from xnli_gpt.messages import shown
-from xnli_gpt.training.order import cut_by_tokens
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,10 @@ class XNLIClassifier:
         lengths = np.array([len(row) for row in rows])
         no_labels = np.zeros(len(rows), dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        spans = np.zeros((len(rows), 2), dtype=np.int32)
+        spans = premise_spans(rows, self.encoding)
         split = EncodedSplit(np.concatenate(rows), offsets, spans, no_labels)
-        batches = cut_by_tokens(lengths, self.inference.max_tokens)
+        every = np.arange(len(rows))
+        batches = cut_into_batches(self.model, split, every, self.inference.max_tokens)
         logits = torch.empty(len(rows), len(self.classes))
         logits[torch.from_numpy(np.concatenate(batches))] = logits_of_batches(
             self.model, split, batches, len(self.classes), self.inference

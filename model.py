@@ -542,6 +542,16 @@ class GPTBatched(GPTTrunk):
         """The same as `forward_features`."""
         return self.forward_features(input_ids, docs, windows)
 
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
+        # A smear reads the token before, which of a continuation stands elsewhere.
+        return self.smear is None and self._row_attention() == "groups"
+
+    def _row_attention(self) -> str:
+        device_type = self.embed.weight.device.type
+        return self.row_attention or DEFAULT_ROW_ATTENTION.get(device_type, "groups")
+
     def pooled_features(self, row: PackedRow) -> Tensor:
         """Final normalised hidden state of every example's last token, [B, D].
 
@@ -554,9 +564,7 @@ class GPTBatched(GPTTrunk):
                 f"an example of {longest} tokens, but the model was built for max_seq_len "
                 f"{self.config.max_seq_len}: cut it or load with a larger max_seq_len"
             )
-        device_type = row.input_ids.device.type
-        backend = self.row_attention or DEFAULT_ROW_ATTENTION.get(device_type, "groups")
-        attend = ROW_ATTENTION[backend](self.config, row)
+        attend = ROW_ATTENTION[self._row_attention()](self.config, row)
         embeddings = self.embed_tokens(row.input_ids[None])
         return self._hidden_states(embeddings, row.positions, attend, row.last)[0]
 
@@ -608,6 +616,11 @@ class GPTClassification(nn.Module):
     def num_classes(self) -> int:
         """Return the number of classes."""
         return self.head.output.out_features
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
+        return self.pretrained_model.shares_beginnings
 
     @property
     def dropout_width(self) -> int:

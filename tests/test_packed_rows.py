@@ -339,6 +339,48 @@ def test_a_filler_is_at_most_three_percent_of_the_tokens(num_tokens):
     assert 128 % multiple == 0, "a power of two, at most a block"
 
 
+def shared_examples(docs: list[tuple[int, list[int]]]) -> tuple[PackedRow, list[Tensor]]:
+    """A row in which examples share their beginnings, and the same examples one by one."""
+    parts = random_examples([n for first, others in docs for n in (first, *others)], seed=3)
+    row = PackedRow.sharing(torch.cat(parts), docs)
+    examples, remaining = [], iter(parts)
+    for _, others in docs:
+        beginning = next(remaining)
+        examples += [torch.cat([beginning, next(remaining)]) for _ in others]
+    return row, examples
+
+
+SHARED = {
+    "premises of three": [(40, [9, 17, 5]), (12, [8, 30, 3]), (63, [1, 2, 70])],
+    "one of many": [(150, list(range(1, 60)))],
+    "some alone": [(20, [4]), (0, [33]), (64, [64, 65]), (0, [1])],
+    "across blocks": [(127, [1, 2, 140]), (1, [128, 127])],
+}
+
+
+@pytest.mark.parametrize("docs", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize(("fmt", "layers", "windows"), [("small", 8, None), ("medium", 12, (2, 1))])
+def test_a_shared_beginning_is_that_of_each_example(fmt, layers, windows, docs):
+    model = classifier_of(config_of(fmt, layers, windows))
+    row, examples = shared_examples(docs)
+    assert model.shares_beginnings
+    with torch.no_grad():
+        found, expected = model(row), one_at_a_time(model, examples)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_shared_beginning_is_not_trained_in_groups():
+    model = classifier_of(config_of("small", 8))
+    with pytest.raises(AssertionError, match="gradients of shared beginnings"):
+        model(shared_examples([(3, [2, 2])])[0])
+
+
+@pytest.mark.parametrize("docs", [[(3, [2, 3])], [(0, [0, 9])]])
+def test_a_row_of_shared_beginnings_needs_all_its_ids(docs):
+    with pytest.raises(ValueError, match="and all of them"):
+        PackedRow.sharing(torch.arange(9), docs)
+
+
 @given(lengths_of_examples, st.none() | st.sampled_from([1, 2, 8, 128]))
 def test_a_row_tells_every_token_its_example_and_place(lengths, multiple):
     examples = random_examples(lengths)

@@ -12,7 +12,7 @@ from zoo_files import DRAWN, FILES, REFUSED, SUPPORTED, numbers_of, path_of, sta
 from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoint
 from xnli_gpt.checkpoints.families import RELATIVES
 from xnli_gpt.errors import CheckpointError
-from xnli_gpt.network.packed_row import pack_padded
+from xnli_gpt.network.packed_row import PackedRow, pack_padded
 
 WITH_WINDOWS = [name for name in SUPPORTED if "window_ids" in numbers_of(name)]
 RELATIVES_DRAWN = [name for name in DRAWN if name in SUPPORTED and name != "group-sft-small"]
@@ -64,6 +64,21 @@ def test_batches_of_any_shape_give_the_same_features(tmp_path, name):
         last = lengths[number] - 1
         torch.testing.assert_close(padded[number, : last + 1], features, atol=1e-4, rtol=0)
         torch.testing.assert_close(pooled[number], features[last], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_examples_that_share_their_beginning_have_the_same_features(tmp_path, name):
+    trunk, _, _ = load_pretrained_checkpoint(path_of(name, tmp_path))
+    if not trunk.shares_beginnings:
+        pytest.skip("its smear reads the token before")
+    one, other = numbers_of(name)["ids"].long()[:2]
+    docs = [(70, [30, 20]), (5, [100])]
+    examples = [one[:100], torch.cat([one[:70], other[:20]]), other[:105]]
+    ids = torch.cat([one[:100], other[:20], other[:105]])
+    with torch.no_grad():
+        found = trunk.pooled_features(PackedRow.sharing(ids, docs))
+        expected = [trunk.forward_features(example[None])[0, -1] for example in examples]
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)

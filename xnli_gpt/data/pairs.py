@@ -43,6 +43,17 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> li
     return [tokens[start:end] for start, end in pairwise(offsets)]
 
 
+def premise_spans(rows: Sequence[np.ndarray], encoding: PairEncoding) -> np.ndarray:
+    """Return where the premise of every row of `encode_pairs` begins, and its length [N, 2]: no
+    text becomes an end-of-text token, so the one behind the premise tells."""
+    start = TEMPLATES[encoding.template].index("premise")
+    spans = np.zeros((len(rows), 2), dtype=np.int32)
+    for number, row in enumerate(rows):
+        ends = np.flatnonzero(row[start:] == encoding.end_of_text)
+        spans[number] = start, ends[0] if len(ends) else 0
+    return spans
+
+
 @dataclass(frozen=True)
 class _EncodedTexts:
     """Distinct texts as token ids."""

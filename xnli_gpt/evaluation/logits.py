@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from xnli_gpt.choices import EVALUATION_TOKENS
 from xnli_gpt.data.encoded import EncodedSplit
-from xnli_gpt.data.packing import packed_rows
+from xnli_gpt.data.packing import (
+    cut_by_premises,
+    has_neighbours,
+    packed_rows,
+    rows_sharing_premises,
+)
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.training.distributed import ALONE, Ranks
 from xnli_gpt.training.order import cut_by_tokens
@@ -66,8 +71,7 @@ def split_logits(
     """
     ranks = inference.ranks
     share = ranks.share_of(split.lengths)
-    cuts = cut_by_tokens(split.lengths[share], inference.max_tokens)[:max_batches]
-    own = [share[cut] for cut in cuts if len(cut)]
+    own = cut_into_batches(model, split, share, inference.max_tokens)[:max_batches]
     own_logits = logits_of_batches(model, split, own, num_classes, inference)
     if ranks.any(inference.is_stopped())[0]:
         return None
@@ -78,6 +82,19 @@ def split_logits(
         logits[own_rows], computed[own_rows] = own_logits, 1.0
     rows = ranks.all_reduce(computed).nonzero()[:, 0]
     return ranks.all_reduce(logits)[rows], rows.numpy()
+
+
+def cut_into_batches(
+    model: nn.Module, split: EncodedSplit, rows: np.ndarray, max_tokens: int
+) -> list[np.ndarray]:
+    """Return rows of a split cut into batches, the longest first; those with one premise side by
+    side where that saves computing it again."""
+    if model.shares_beginnings and len(rows):
+        batches = cut_by_premises(split, rows, max_tokens)
+        if batches is not None:
+            return batches
+    cuts = cut_by_tokens(split.lengths[rows], max_tokens)
+    return [rows[cut] for cut in cuts if len(cut)]
 
 
 def logits_of_batches(
@@ -120,5 +137,7 @@ def _logits_of(
 ) -> Tensor:
     """Return logits [B, classes] on the model's device."""
     device = next(model.parameters()).device
+    shares = model.shares_beginnings and has_neighbours(split, batch)
+    row = rows_sharing_premises(split, batch) if shares else packed_rows(split, batch)[0]
     with autocast(device.type, inference.dtype):
-        return model(packed_rows(split, batch)[0].to(device))
+        return model(row.to(device))

@@ -29,21 +29,26 @@ class GroupedAttention:
     """A packed row's attention as a batch per group of like length: what suits a CPU."""
 
     def __init__(self, config: GPTConfig, row: PackedRow):
-        self.config = config
+        self.config, self.shares = config, row.places is not None
         device = row.input_ids.device
         lengths = torch.tensor(row.lengths)
         starts = lengths.cumsum(0) - lengths
+        shared = None if row.places is None else row.places.cpu()
         self.groups = _groups_of_like_length(lengths)
         # A row [N, H, d] is read as N·H rows of d, in the order of a batch [B, H, T, d].
         heads = torch.arange(config.num_heads)[:, None]  # [H, 1]
         places, real = [], []
         for group in self.groups:
             tokens = starts[group.examples, None] + torch.arange(group.width)  # [B, T]
-            tokens = torch.where(group.real, tokens, 0)[:, None]  # [B, 1, T]
+            tokens = torch.where(group.real, tokens, 0)
+            if shared is not None:
+                tokens = shared[tokens]
+            tokens = tokens[:, None]  # [B, 1, T]
             places.append((tokens * config.num_heads + heads).flatten())  # [B·H·T]
             real.append(group.real[:, None].expand(-1, config.num_heads, -1).flatten())
         index, real = torch.cat(places), torch.cat(real)
-        inverse = torch.empty(int(lengths.sum()) * config.num_heads, dtype=torch.int64)
+        # A beginning that examples share is answered in all of them, and any of these will do.
+        inverse = torch.empty(len(row.input_ids) * config.num_heads, dtype=torch.int64)
         inverse[index[real]] = real.nonzero()[:, 0]
         self.index, self.inverse = index.to(device), inverse.to(device)
         self.index_of_grad = torch.where(real, index, len(inverse)).to(device)
@@ -52,6 +57,7 @@ class GroupedAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
         window = window_of(self.config, layer)
+        assert not (self.shares and q.requires_grad), "gradients of shared beginnings"
         if q.size(1) != k.size(1):
             return self._from_last_tokens(q, k, v, window)
         return _GroupedProducts.apply(q, k, v, self, window)
@@ -124,8 +130,10 @@ class _GroupedProducts(torch.autograd.Function):
         for q_group, k_group, v_group, y_group in grouped.batches(*gathered, y):  # [B·H, T, d]
             mask = _score_mask(q_group.size(1), window, config.window_block, q.dtype, q.device)
             scores = torch.baddbmm(mask, q_group, k_group.mT, alpha=scale)  # [B·H, T, T]
-            weights.append(scores.softmax(-1))
-            torch.bmm(weights[-1], v_group, out=y_group)
+            attended = scores.softmax(-1)
+            torch.bmm(attended, v_group, out=y_group)
+            if any(ctx.needs_input_grad):
+                weights.append(attended)
         ctx.grouped = grouped
         ctx.save_for_backward(*gathered, *weights)
         return grouped.scattered(y, q.shape)

@@ -20,14 +20,47 @@ def row_multiple(num_tokens: int) -> int:
 class PackedRow:
     """Examples one after the other in one row: all that the trunk computes on is real tokens.
 
-    An example too many at the end (`filler`) may bring the row to a round length.
+    An example too many at the end (`filler`) may bring the row to a round length. Examples that
+    begin alike may share their beginning, which then stands once: as attention is causal, its
+    states are the same in all of them.
     """
 
     input_ids: Tensor  # [N]
     positions: Tensor  # [N], counted from the beginning of the example
-    docs: Tensor  # [N], the number of the example
+    docs: Tensor  # [N], the number of the example, or of the examples that share a beginning
     last: Tensor  # [B], where each example ends; the filler left out
     lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
+    # Where beginnings are shared: where the tokens of all examples stand in the row, one example
+    # after the other.
+    places: Tensor | None = None
+
+    @classmethod
+    def sharing(cls, input_ids: Tensor, docs: Sequence[tuple[int, Sequence[int]]]) -> PackedRow:
+        """Examples that share their beginnings: each doc is the tokens of a beginning, and then
+        those of every continuation, as `input_ids` [N] has them.
+
+        Raises ValueError where the lengths are not those of the row.
+        """
+        positions, places, lengths, sizes, end = [], [], [], [], 0
+        for beginning, continuations in docs:
+            shared = torch.arange(end, end + beginning)
+            positions.append(torch.arange(beginning))
+            end += beginning
+            for length in continuations:
+                positions.append(torch.arange(beginning, beginning + length))
+                places += [shared, torch.arange(end, end + length)]
+                lengths.append(beginning + length)
+                end += length
+            sizes.append(beginning + sum(continuations))
+        if end != len(input_ids) or min(lengths, default=0) < 1:
+            raise ValueError(
+                f"docs of {end} tokens, for {len(input_ids)} ids: expected one token or more an "
+                "example, and all of them"
+            )
+        places, ends = torch.cat(places), torch.tensor(lengths).cumsum(0)
+        numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))  # [N]
+        last = places[ends - 1]
+        return cls(input_ids, torch.cat(positions), numbers, last, tuple(lengths), places)
 
     @classmethod
     def of(cls, input_ids: Tensor, lengths: Sequence[int], multiple: int = 1) -> PackedRow:
@@ -67,8 +100,9 @@ class PackedRow:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
-        tensors = (self.input_ids, self.positions, self.docs, self.last)
-        return PackedRow(*map(change, tensors), self.lengths)
+        tensors = map(change, (self.input_ids, self.positions, self.docs, self.last))
+        places = None if self.places is None else change(self.places)
+        return PackedRow(*tensors, self.lengths, places)
 
 
 def pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:

@@ -17,6 +17,7 @@ class FlexRowAttention:
     """A packed row's attention by FlexAttention with a document mask: what suits a GPU."""
 
     def __init__(self, config: GPTConfig, row: PackedRow):
+        assert row.places is None, "its masks know no shared beginnings"
         self.config = config
 
         def rule(window: int) -> Callable[..., Tensor]:
@@ -44,6 +45,7 @@ class VarlenRowAttention:
     """
 
     def __init__(self, config: GPTConfig, row: PackedRow):
+        assert row.places is None, "the kernel knows no shared beginnings"
         # It imports torch's compiler, for a second.
         from torch.nn.attention.varlen import varlen_attn
 
