@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_run
+import torch
 import yaml
 from limits import HANG_S
 from shell import ROOT
+
+from xnli_gpt.checkpoints.reading import read_checkpoint_file
 
 # A row of the table, and then everything that a user does with a metric. In a process of its own:
 # names of metrics are read where modules are imported.
@@ -203,6 +207,46 @@ def test_a_head_is_two_files(tmp_path):
     assert loaded.returncode == 0, loaded.stderr
     logits = json.loads(loaded.stdout.splitlines()[-1])
     assert logits == pytest.approx(json.loads(told.stdout)["logits"], abs=1e-5)
+
+
+TOY_FAMILY = {
+    "xnli_gpt/checkpoints/families/gpt2.py": (
+        "GPT2_FAMILIES = (\n",
+        "GPT2_FAMILIES = (\n"
+        '    _family("toy", _rules("toy.", is_turned=False),\n'
+        '            lambda clues: _facts(clues, "gelu tanh"), lambda clues: None),\n',
+    )
+}
+FEATURES_OF = """
+import sys, torch
+from load_checkpoint_helper import load_pretrained_checkpoint
+trunk, info, _ = load_pretrained_checkpoint(sys.argv[1])
+assert info["checkpoint_format"] == "toy", info["checkpoint_format"]
+with torch.no_grad():
+    torch.save(trunk.forward_features(torch.load(sys.argv[2])), sys.argv[3])
+"""
+
+
+def test_a_family_of_checkpoints_is_one_file(tmp_path):
+    assert len(TOY_FAMILY) == 1
+    source, zoo = source_with(tmp_path, TOY_FAMILY), ROOT / "tests/zoo"
+    stored = read_checkpoint_file(zoo / "files/build-nanogpt.pt").weights
+    weights = {name.replace("transformer.", "toy."): tensor for name, tensor in stored.items()}
+    torch.save({"model": weights, "model_args": {"n_head": 4}}, tmp_path / "toy.pt")
+    numbers = np.load(zoo / "build-nanogpt.npz")
+    torch.save(torch.from_numpy(numbers["ids"]).long(), tmp_path / "ids.pt")
+    words = [tmp_path / name for name in ("toy.pt", "ids.pt", "features.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", FEATURES_OF, *map(str, words)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 0, done.stderr
+    features = torch.load(words[-1])[:, :: int(numbers["every"])]
+    expected = torch.from_numpy(numbers["features"])
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
 
 
 LOAD_EXPORTED = """
