@@ -795,11 +795,16 @@ def test_an_example_that_does_not_fit_is_an_error_that_names_what_to_try(model, 
     assert tried_again == (max_tokens == 40), "one example a micro-batch can't be cut further"
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "with the scaler of float16"])
 @pytest.mark.parametrize("embedding_update", ["exact", "lazy"])
 def test_out_of_memory_in_the_update_leaves_the_weights_and_the_step_is_done_again(
-    model, monkeypatch, embedding_update
+    model, monkeypatch, embedding_update, scaled
 ):
     """The first update makes the moments: it may be what memory does not suffice for."""
+    scaler, other_scaler = (
+        torch.amp.GradScaler("cpu", enabled=scaled, init_scale=8.0, growth_interval=2)
+        for _ in range(2)
+    )
     recipe = recipe_of(num_steps=2, learning_rate=1e-2)
     expected = copy.deepcopy(model)
     options = dict(learning_rate=1e-2, embedding_update=embedding_update)
@@ -814,14 +819,15 @@ def test_out_of_memory_in_the_update_leaves_the_weights_and_the_step_is_done_aga
 
     monkeypatch.setattr(RowAdamW, "_allocate", allocate_at_the_second_attempt)
     optimizer = configure_optimizers("cpu", model, **options)
-    run = Run(model, recipe, optimizer=optimizer, max_tokens_per_batch=40)
+    run = Run(model, recipe, optimizer=optimizer, scaler=scaler, max_tokens_per_batch=40)
     assert all(map(torch.equal, failures[0], before)), "the failed update must not move anything"
     budget = run.state.max_tokens_per_batch
     assert budget <= 20
     optimizer = configure_optimizers("cpu", expected, **options)
-    Run(expected, recipe, optimizer=optimizer, max_tokens_per_batch=budget)
+    Run(expected, recipe, optimizer=optimizer, scaler=other_scaler, max_tokens_per_batch=budget)
     for one, other in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert scaler.state_dict() == other_scaler.state_dict()
 
 
 def test_prefetching_keeps_the_order_and_makes_few_ahead():

@@ -43,6 +43,8 @@ def train_step(
         return apply_gradient(optimizer, scaler, recipe, ranks.all_reduce(total_loss))
     except torch.OutOfMemoryError:
         if ranks.world_size == 1:
+            # Where the step is repeated its gradients are unscaled anew, by the scale as it is.
+            scaler.update(scaler.get_scale())
             raise
         # The others have gone on: this rank can't repeat the step by itself.
         raise TrainingError(
