@@ -64,7 +64,7 @@ class XNLIClassifier:
         max_tokens: int = EVALUATION_TOKENS,
         mapped: bool = False,
     ) -> XNLIClassifier:
-        """The model of a NAME-ckpt.pt, or of the folder of a run: all that it needs.
+        """Return the model of a NAME-ckpt.pt, or of the folder of a run: all that it needs.
 
         `device` and `dtype` are named as by --device and --dtype, with the same defaults;
         `max_tokens` are those of one forward pass; `mapped` as of `read_whole`. Raises RunError for
@@ -85,7 +85,7 @@ class XNLIClassifier:
         )
 
     def predict(self, pairs: Iterable[tuple[str, str]]) -> list[Prediction]:
-        """One prediction for every (premise, hypothesis), in their order.
+        """Return one prediction for every (premise, hypothesis), in their order.
 
         A prediction does not depend on the other pairs (up to rounding). Raises DataError for a
         pair that can't be used.
@@ -93,7 +93,7 @@ class XNLIClassifier:
         return self.predict_encoded(self.encode(list(pairs)))
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-        """The token ids of every pair; premises are cut as in training.
+        """Return the token ids of every pair; premises are cut as in training.
 
         Raises DataError for the first pair that `problem_of` finds something wrong with.
         """
@@ -113,11 +113,11 @@ class XNLIClassifier:
                 raise DataError(f"pair {number}: {problem}")
 
     def problem_of(self, pair: object) -> str | None:
-        """Why a pair can't be used, or None."""
+        """Return why a pair can't be used, or None."""
         return _problem_of_texts(pair) or _problem_of_tokens(pair, self.encoding)
 
     def predict_encoded(self, rows: Sequence[np.ndarray]) -> list[Prediction]:
-        """The predictions for rows of token ids, as `encode` makes them.
+        """Return the predictions for rows of token ids, as `encode` makes them.
 
         Raises EvaluationError for logits that are not finite.
         """
@@ -153,7 +153,7 @@ class XNLIClassifier:
 
 
 def model_of_saved(saved: dict, path: Path) -> GPTClassification:
-    """The model in the content of a fine-tuned checkpoint; `path` is for the message of the
+    """Return the model in the content of a fine-tuned checkpoint; `path` is for the message of the
     RunError where the content does not fit together."""
     try:
         model = GPTClassification.from_saved(saved["config"], saved["model"])

@@ -143,7 +143,7 @@ def load_pretrained_checkpoint(
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
     family: str | None = None,
 ) -> tuple[GPTBatched, dict, dict]:
-    """The checkpoint as a trunk in float32 on `device`, with its `info` and its dict.
+    """Return the checkpoint as a trunk in float32 on `device`, with its `info` and its dict.
 
     The weights are read once: what `inspect_checkpoint` checks are the very bytes that the trunk
     is made of. Raises CheckpointError as `inspect_checkpoint` does.
@@ -162,7 +162,8 @@ def inspect_checkpoint(
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN,
     family: str | None = None,
 ) -> tuple[dict, dict]:
-    """What the file is, and its dict, whose tensors are mapped from the file and not in memory.
+    """Return what the file is, and its dict, whose tensors are mapped from the file and not in
+    memory.
 
     Every storage of the weights is compared with the zip's CRC-32, every weight looked through
     for NaN, every key, shape and scalar with the format's table. `num_heads` is needed only for
@@ -275,7 +276,7 @@ def _relative_config(
 
 
 def config_of(info: dict) -> GPTConfig:
-    """The network that `info` (of `inspect_checkpoint`) describes."""
+    """Return the network that `info` (of `inspect_checkpoint`) describes."""
     return GPTConfig.from_dict(info["config"])
 
 
@@ -530,7 +531,7 @@ def _printed(report: dict, indent: str = "") -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The inspector; returns the exit code: 0, or 2 for a file that can't be used."""
+    """Run the inspector; return the exit code: 0, or 2 for a file that can't be used."""
 
     def work() -> None:
         config, problems = COMMAND.parse(argv)

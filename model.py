@@ -89,8 +89,8 @@ class TrainingScriptAttention(nn.Module):
         rotary: RotaryTables | None,
         pooled: Tensor | None = None,
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-        """x [B, T, D], value_embedding [B, T, kv] or None, sa_lambdas [2] or None -> q, k, v
-        [B, T, H, d], and the gate [B, T, H] of what attention gives, if there is one.
+        """Return q, k, v [B, T, H, d] of x [B, T, D], value_embedding [B, T, kv] or None and
+        sa_lambdas [2] or None, and the gate [B, T, H] of what attention gives, if there is one.
 
         With `pooled` [P] only these places ask: q [B, P, H, d].
         """
@@ -117,7 +117,7 @@ class TrainingScriptAttention(nn.Module):
         return (q, k, v), gate
 
     def output(self, y: Tensor, gate: Tensor | None) -> Tensor:
-        """The heads' answers [B, T, H, d] -> [B, T, D]."""
+        """Project the heads' answers [B, T, H, d] -> [B, T, D]."""
         if gate is not None:
             y = y * gate[..., None]
         return self.c_proj(y.flatten(start_dim=2))
@@ -168,7 +168,8 @@ class TrainingScriptBlock(nn.Module):
         self.mlp = MLPS[config.mlp](config)
 
     def forward(self, attend: AttentionFn, *inputs: Tensor | RotaryTables | None) -> Tensor:
-        """-> [B, T, D], or [B, P, D] with `pooled`; `inputs` are those of `before_attention`."""
+        """Return the stream [B, T, D], or [B, P, D] with `pooled`; `inputs` are those of
+        `before_attention`."""
         stream, heads, gate = self.before_attention(*inputs)
         y = attend(*heads, self.layer) if heads else None
         return self.after_attention(stream, y, gate)
@@ -199,7 +200,7 @@ class TrainingScriptBlock(nn.Module):
     def after_attention(
         self, stream: Tensor, y: Tensor | None, gate: Tensor | None = None
     ) -> Tensor:
-        """stream [B, T, D] and the heads' answers [B, T, H, d] -> [B, T, D]."""
+        """Add the heads' answers [B, T, H, d] and the MLP to the stream [B, T, D]."""
         if y is not None:
             stream = stream + self.attn.output(y, gate)
         return stream + self.mlp(self.norm(stream))
@@ -235,7 +236,7 @@ class GPTTrunk(nn.Module):
         docs: Tensor | None = None,
         windows: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Final normalised hidden states.
+        """Return the final normalised hidden states.
 
         `input_ids` [B, T], or [T] for one row. On one row, `docs` [T] numbers the document of
         every token: attention stays inside a document. `windows` (long, short) counts blocks of
@@ -268,7 +269,8 @@ class GPTTrunk(nn.Module):
         return self._hidden_states(embeddings, positions, attend)
 
     def lm_logits(self, features: Tensor) -> Tensor:
-        """Capped language-model logits of `features` [..., D] -> [..., head rows], float32."""
+        """Return capped language-model logits of `features` [..., D] -> [..., head rows],
+        float32."""
         logits = F.linear(features, self._lm_head_weight().type_as(features)).float()
         return LOGIT_CAPS[self.config.logit_cap](logits, self.config.model_dim)
 
@@ -279,7 +281,8 @@ class GPTTrunk(nn.Module):
         docs: Tensor | None = None,
         windows: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Mean next-token cross-entropy in nats; targets shaped as `input_ids`, -100 left out."""
+        """Return the mean next-token cross-entropy in nats; targets are shaped as `input_ids`, of
+        which -100 is left out."""
         logits = self.lm_logits(self.forward_features(input_ids, docs, windows))
         return F.cross_entropy(logits.flatten(end_dim=-2), targets.flatten().long())
 
@@ -397,7 +400,8 @@ class Smear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [B, T, D], positions [T] counted from the beginning of each example -> [B, T, D]."""
+        """Add to x [B, T, D] a share of the token before, where `positions` [T], counted from the
+        beginning of each example, say that there is one."""
         before = F.pad(x[:, :-1], (0, 0, 1, 0))
         before = before * (positions > 0)[:, None].type_as(x)
         gate = torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [B, T, 1]
@@ -437,7 +441,7 @@ class GPTFlexAttention(GPTTrunk):
 
     @classmethod
     def from_config(cls, config: GPTConfig) -> GPTFlexAttention:
-        """A model of any family, in this form."""
+        """Return a model of any family, in this form."""
         return cls(
             config.vocab_size,
             config.num_layers,
@@ -521,7 +525,8 @@ class GPTBatched(GPTTrunk):
 
     @classmethod
     def from_state_dict(cls, config: GPTConfig, state: dict[str, Tensor]) -> GPTBatched:
-        """A trunk that takes over the tensors of `state` (names of the small format, no copy).
+        """Return a trunk that takes over the tensors of `state` (names of the small format, no
+        copy).
 
         `lm_head.weight` may be absent: then there is no language-model loss. Any other missing or
         unknown name, or a wrong shape, raises RuntimeError (`load_state_dict`, strict).
@@ -544,7 +549,7 @@ class GPTBatched(GPTTrunk):
 
     @property
     def shares_beginnings(self) -> bool:
-        """Whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
+        """Return whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
         # A smear reads the token before, which of a continuation stands elsewhere.
         return self.smear is None and self._row_attention() == "groups"
 
@@ -553,7 +558,7 @@ class GPTBatched(GPTTrunk):
         return self.row_attention or DEFAULT_ROW_ATTENTION.get(device_type, "groups")
 
     def pooled_features(self, row: PackedRow) -> Tensor:
-        """Final normalised hidden state of every example's last token, [B, D].
+        """Return the final normalised hidden state of every example's last token, [B, D].
 
         No example sees another one, and positions and windows count from its beginning: the
         result is that of the example alone. The last block computes only what is returned.
@@ -619,7 +624,7 @@ class GPTClassification(nn.Module):
 
     @property
     def shares_beginnings(self) -> bool:
-        """Whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
+        """Return whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
         return self.pretrained_model.shares_beginnings
 
     @property

@@ -180,7 +180,7 @@ def _problems_of_output(config: Predicting) -> list[str]:
 def predicted_chunks(
     classifier: XNLIClassifier, rows: Iterator[Row], bad: BadRows
 ) -> Iterator[list[tuple[Row, Prediction]]]:
-    """Rows with their predictions, in order, as many at once as memory should hold."""
+    """Yield rows with their predictions, in order, as many at once as memory should hold."""
     size = FIRST_CHUNK
     while chunk := list(islice(rows, size)):
         size = min(2 * size, LARGEST_CHUNK)
@@ -202,7 +202,7 @@ def _usable(classifier: XNLIClassifier, rows: Iterable[Row], bad: BadRows) -> It
 
 
 def predict_one(config: Predicting, classifier: XNLIClassifier, out: TextIO) -> None:
-    """The classes of one pair, the most probable first."""
+    """Write the classes of one pair, the most probable first."""
     pair = (config.pair.premise, config.pair.hypothesis)
     if problem := classifier.problem_of(pair):
         raise DataError(problem)
@@ -218,7 +218,8 @@ def predict_one(config: Predicting, classifier: XNLIClassifier, out: TextIO) -> 
 def predict_many(
     config: Predicting, classifier: XNLIClassifier, source: PairSource, bad: BadRows
 ) -> int:
-    """All pairs of the source, to --output or standard output; returns how many went to a file."""
+    """Predict all pairs of the source, to the output file or standard output; return how many went
+    to a file."""
     if config.files.output is None:
         with standard_output() as out:
             _write_predictions(config, classifier, source, bad, out)
@@ -285,7 +286,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 
 def run(config: Predicting) -> None:
-    """What a checked command line asks for."""
+    """Do what a checked command line asks for."""
     if config.model.export is not None:
         export_checkpoint(config.model.checkpoint, config.model.export)
         print(f"exported: {config.model.export} (model, tokenizer, code and model card)")
@@ -313,7 +314,7 @@ def run(config: Predicting) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
 
     def work() -> None:
         config, problems = COMMAND.parse(argv)

@@ -24,7 +24,7 @@ FINE_TUNED_KIND, SAVE_KIND = "hindi-xnli-classifier", "hindi-xnli-save"
 
 
 def read_whole(path: Path, mapped: bool = False) -> object:
-    """The content of a torch file whose every byte is as it was written.
+    """Return the content of a torch file whose every byte is as it was written.
 
     A torch file is a zip with a CRC-32 of every record, which `torch.load` does not look at.
     `mapped` leaves tensors in the file until they are used, which is much faster where few are,
@@ -95,7 +95,7 @@ def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def written_beside(path: Path, write: Callable[[Path], None]) -> Path:
-    """The synced file that is to become `path`; nothing of it is left where that fails."""
+    """Lend the synced file that is to become `path`; nothing of it is left where that fails."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         write(partial)
@@ -109,7 +109,8 @@ def written_beside(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename survives a power cut once its folder is synced; not all file systems can."""
+    """Sync a folder: a rename survives a power cut once its folder is synced; not all file systems
+    can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -120,7 +121,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, object]) -> None:
-    """A torch file that loads with `weights_only=True`."""
+    """Write a torch file that loads with `weights_only=True`."""
     save_atomically(path, torch_writer(content))
 
 
@@ -140,6 +141,6 @@ def torch_writer(content: Mapping[str, object]) -> Callable[[Path], None]:
 
 
 def save_json(path: Path, content: object) -> None:
-    """Indented JSON, Devanagari left readable."""
+    """Write indented JSON, Devanagari left readable."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -31,7 +31,7 @@ def parse_flags(
     argv: Sequence[str] | None = None,
     recipes: bool = True,
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Flags over YAML over defaults, and all that is wrong with them.
+    """Return flags over YAML over defaults, and all that is wrong with them.
 
     A wrong value's place is taken by the default, so that the rest can be checked too. `recipes`:
     whether there is a --config.

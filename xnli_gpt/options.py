@@ -48,7 +48,8 @@ FlagGroups = dict[str, tuple[Flag, ...]]
 
 
 def option(default: object, help: str, **details: object) -> Any:
-    """Declare an option: a field of a group, with what `Flag` takes besides name, kind and count.
+    """Declare an option: a field of a group, with what `Flag` takes besides name, kind and
+    count.
 
     `is_path` is for text that may be a path (a name of a dataset, a glob): it stays text, since
     `./name` means another thing than `name`.

@@ -11,7 +11,7 @@ SHORTEST_PART = 3
 
 
 def nearest(given: str, names: Iterable[str]) -> str | None:
-    """The name that `given` most likely stands for, or None where none is near.
+    """Return the name that `given` most likely stands for, or None where none is near.
 
     Case, hyphens and underscores count for nothing; a beginning or an end of a name stands for it,
     and so does what is short for it.

@@ -15,7 +15,7 @@ from xnli_gpt.checkpoints.rules import BEHIND
 def converted_state(
     fmt: str, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:
-    """A format's tensors under our names, as float32 copies on `device`."""
+    """Return a format's tensors under our names, as float32 copies on `device`."""
     parts = list(parts_by_target(fmt, state))
     converted = empty_targets(parts, device)
     for target, _, part, place in parts:
@@ -29,7 +29,8 @@ _Place = int | slice | None
 def parts_by_target(
     fmt: str, state: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, Tensor, _Place]]:
-    """Our name, the name in the file, what of its tensor is ours, and where in ours it stands."""
+    """Return our name, the name in the file, what of its tensor is ours, and where in ours it
+    stands."""
     filled: dict[str, int] = defaultdict(int)
     for rule, name, numbers in matches(fmt, state):
         for target, part in rule.targets.items():
@@ -49,7 +50,7 @@ def part_of(tensor: Tensor, part: _Place) -> Tensor:
 def empty_targets(
     parts: Iterable[tuple[str, str, Tensor, _Place]], device: str | torch.device
 ) -> dict[str, Tensor]:
-    """Our tensors, still to be filled: each like its only part, or a stack of several."""
+    """Return our tensors, still to be filled: each like its only part, or a stack of several."""
     by_target: dict[str, list[tuple[Tensor, _Place]]] = defaultdict(list)
     for target, _, part, place in parts:
         by_target[target].append((part, place))

@@ -47,8 +47,8 @@ def _fine_tuned_file_of_run(folder: Path) -> Path:
 
 
 def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
-    """The content of a NAME-ckpt.pt; `mapped` as of `read_whole`. Raises RunError where it is
-    damaged, or another file."""
+    """Return the content of a NAME-ckpt.pt; `mapped` as of `read_whole`. Raises RunError where it
+    is damaged, or another file."""
     saved = read_whole(path, mapped)
     if isinstance(saved, dict) and saved.get("kind") == SAVE_KIND:
         raise RunError(
@@ -61,7 +61,8 @@ def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
 
 
 def datasets_in_name(checkpoint: Path) -> list[str]:
-    """The sets that a file was fine-tuned on by its name: NAME-ckpt.pt, or NAME+NAME-ckpt.pt."""
+    """Return the sets that a file was fine-tuned on by its name: NAME-ckpt.pt, or
+    NAME+NAME-ckpt.pt."""
     return checkpoint.stem.removesuffix("-ckpt").split("+")
 
 

@@ -105,7 +105,7 @@ def rules_of(fmt: str) -> tuple[TensorRule, ...]:
 
 
 def matches(fmt: str, names: Iterable[str]) -> Iterator[tuple[TensorRule, str, dict[str, str]]]:
-    """Every rule with every name that is one of its tensors', and the numbers in the name."""
+    """Yield every rule with every name that is one of its tensors', and the numbers in the name."""
     names = list(names)
     for rule in rules_of(fmt):
         pattern = _name_pattern(rule.name)
@@ -115,8 +115,8 @@ def matches(fmt: str, names: Iterable[str]) -> Iterator[tuple[TensorRule, str, d
 
 
 def check_tensors(path: Path, fmt: str, state: Mapping[str, Tensor]) -> dict[str, int | None]:
-    """The sizes L, D, I, V, R, S of a file whose every key and shape is as the table says, and
-    `no_attention`, the block without attention."""
+    """Return the sizes L, D, I, V, R, S of a file whose every key and shape is as the table says,
+    and `no_attention`, the block without attention."""
     blocks = [int(m[1]) for name in state if (m := _BLOCK.match(name))]
     L = max(blocks, default=-1) + 1
     no_attention = _layer_without_attention(L, state)

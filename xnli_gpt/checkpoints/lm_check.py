@@ -38,7 +38,7 @@ class LanguageModel(Protocol):
 
 
 def read_token_shard(path: str | Path) -> np.ndarray:
-    """The tokens of a pretraining shard, mapped from the file.
+    """Return the tokens of a pretraining shard, mapped from the file.
 
     Header of 256 int32: magic 20240520, version 1 (uint16 tokens) or 2 (token width in bits at
     index 3, 0 meaning 32), token count at index 2. Raises CheckpointError for anything else.
@@ -82,7 +82,7 @@ def lm_check(
     max_rows: int,
     batch_tokens: int = 4096,
 ) -> dict:
-    """Language-model loss of the loaded trunk on the first rows of a shard, each on its own.
+    """Return the language-model loss of the trunk on the first rows of a shard, each on its own.
 
     Row r predicts tokens r·T+1 … (r+1)·T from tokens r·T … (r+1)·T-1. Returns the mean loss in
     nats, the rows and the tokens. Raises CheckpointError for tokens that the model has no row for.
@@ -109,7 +109,7 @@ def lm_check(
 
 @torch.inference_mode()
 def lm_self_check(trunk: LanguageModel, texts: Sequence[np.ndarray], seed: int = 0) -> dict:
-    """Language-model loss on texts, and on the same texts with their tokens shuffled.
+    """Return the language-model loss on texts, and on the same texts with their tokens shuffled.
 
     `texts` are rows of token ids, each opening with the end-of-text token, which stays in front.
     A trunk that knows the language in these tokens finds the true order far likelier; with another
@@ -143,7 +143,7 @@ def _loss_of_texts(
 
 
 def lm_verdict(difference: float) -> str:
-    """What a difference between measured and recorded loss (nats) says of the load."""
+    """Return what a difference between measured and recorded loss (nats) says of the load."""
     if abs(difference) <= LM_LOSS_SAME_ROWS:
         return "agrees: the load is right"
     if abs(difference) <= LM_LOSS_OTHER_ROWS:

@@ -15,8 +15,8 @@ CHECKPOINT_ENDINGS = ("*.pt", "*.pth", "*.bin", "*.safetensors", "*.ckpt")
 
 
 def resolve_checkpoint_path(patterns: str | Path | Sequence[str | Path]) -> Path:
-    """The best file of paths and globs: the lowest `_val…` in the name, without one the highest
-    step. Raises CheckpointError where a pattern matches nothing."""
+    """Return the best file of paths and globs: the lowest `_val…` in the name, without one the
+    highest step. Raises CheckpointError where a pattern matches nothing."""
     patterns = [patterns] if isinstance(patterns, str | Path) else patterns
     candidates = []
     for pattern in map(str, patterns):
@@ -39,7 +39,7 @@ def _preference(path: Path) -> tuple[float, float]:
 
 
 def told_of_folder(folder: Path) -> str:
-    """What to give instead of a folder."""
+    """Return what to give instead of a folder."""
     if any(folder.glob("*.distcp")):
         return (
             f"{folder}: a distributed checkpoint of several ranks; make one file of it by "

@@ -18,7 +18,8 @@ LONGEST_CODE = 1 << 20
 def head_count(
     path: Path, fmt: str, sizes: Mapping[str, int], code: object, given: int | None
 ) -> tuple[int, str]:
-    """The number of heads, and where it was found: in code, in the sizes in use, or given."""
+    """Return the number of heads, and where it was found: in code, in the sizes in use, or
+    given."""
     L, D = sizes["L"], sizes["D"]
     call = _gpt_call(code) if isinstance(code, str) else {}
     for key, actual in (("num_layers", L), ("model_dim", D)):

@@ -249,7 +249,8 @@ class Premise:
 
 
 def lies_in(inner: str | None, outer: str | None) -> bool:
-    """Whether every `inner` is an `outer`: the same word or a hyponym of it; None is anything."""
+    """Return whether every `inner` is an `outer`: the same word or a hyponym of it; None is
+    anything."""
     while inner is not None and inner != outer:
         inner = NOUNS[inner].kind if inner in NOUNS else None
     return inner == outer or outer is None
@@ -343,7 +344,7 @@ def _only_suggested(fact: Fact, hypothesis: Fact, verdict: str) -> bool:
 
 
 def label_of(facts: tuple[Fact, ...], hypothesis: Fact) -> str | None:
-    """What `facts`, all true, say about `hypothesis`: one of `LABELS`.
+    """Return what `facts`, all true, say about `hypothesis`: one of `LABELS`.
 
     None where the readings of a number disagree, where people would, or where the facts contradict
     one another about what is asked.
@@ -365,7 +366,8 @@ def label_of(facts: tuple[Fact, ...], hypothesis: Fact) -> str | None:
 
 
 def inflect(word: str, gender: str, plural: bool, nasal: bool = False) -> str:
-    """A word in -आ for a gender ("m", "f") and number; `nasal`: as a verb, with a plural in -ईं."""
+    """Return a word in -आ for a gender ("m", "f") and number; `nasal`: as a verb, with a plural in
+    -ईं."""
     if not word.endswith("ा"):
         return word
     endings = ("या", "ए", "ई", "ईं") if word.endswith("या") else ("ा", "े", "ी", "ीं")
@@ -392,7 +394,8 @@ def _thing(rng: random.Random, event: Event) -> str:
 
 
 def render_event(rng: random.Random, event: Event) -> str:
-    """`event` as a sentence without its full stop, in a voice and a word order drawn from `rng`."""
+    """Return `event` as a sentence without its full stop, in a voice and a word order drawn from
+    `rng`."""
     passive = rng.random() < 0.2
     plural = event.amount.form in COUNTED_FORMS
     gender = NOUNS[event.noun].gender
@@ -423,7 +426,7 @@ def _subject(rng: random.Random, state: State) -> tuple[str, bool]:
 
 
 def render_state(rng: random.Random, state: State) -> str:
-    """`state` as a sentence without its full stop."""
+    """Return `state` as a sentence without its full stop."""
     subject, plural = _subject(rng, state)
     gender = NOUNS[state.noun].gender
     what = " या ".join(inflect(word, gender, plural) for word in state.words)
@@ -433,7 +436,7 @@ def render_state(rng: random.Random, state: State) -> str:
 
 
 def render(rng: random.Random, fact: Fact) -> str:
-    """`fact` as one of its sentences, without the full stop."""
+    """Return `fact` as one of its sentences, without the full stop."""
     return render_event(rng, fact) if isinstance(fact, Event) else render_state(rng, fact)
 
 
@@ -445,7 +448,7 @@ def _opposite(fact: Fact) -> Fact | None:
 
 
 def render_premise(rng: random.Random, premise: Premise) -> str:
-    """`premise` as one sentence without the full stop."""
+    """Return `premise` as one sentence without the full stop."""
     *before, last = premise.facts
     opposite = _opposite(last)
     start = ""
@@ -499,7 +502,7 @@ def _random_state(rng: random.Random) -> State:
 
 
 def random_fact(rng: random.Random) -> Fact:
-    """Any event or state of the language."""
+    """Return any event or state of the language."""
     return _random_event(rng) if rng.random() < 0.6 else _random_state(rng)
 
 
@@ -551,7 +554,7 @@ def _vary_state(rng: random.Random, state: State) -> State:
 
 
 def vary(rng: random.Random, fact: Fact) -> Fact:
-    """A fact that shares most of its words with `fact`."""
+    """Return a fact that shares most of its words with `fact`."""
     return _vary_event(rng, fact) if isinstance(fact, Event) else _vary_state(rng, fact)
 
 
@@ -571,7 +574,7 @@ def _is_natural(premise: Premise) -> bool:
 
 
 def split_of(fact: Fact) -> str:
-    """The split that may ask about `fact`: the same for all its sentences and every seed."""
+    """Return the split that may ask about `fact`: the same for all its sentences and every seed."""
     percent = zlib.crc32(repr(fact).encode()) % 100
     return next(split for split, upper_end in SPLIT_SHARES if percent < upper_end)
 
@@ -636,7 +639,8 @@ def _rows_of_split(split: str, size: int, seed: int) -> list[dict[str, str]]:
 def nli_splits(
     seed: int = 0, sizes: dict[str, int] = DEFAULT_SIZES
 ) -> dict[str, list[dict[str, str]]]:
-    """Sentence pairs for each split of `sizes` (train, validation, test: rows, divisible by 3).
+    """Return sentence pairs for each split of `sizes` (train, validation, test: rows, divisible by
+    3).
 
     A row has `premise`, `hypothesis` and `label`, a name of `LABELS`. Every hypothesis of a split
     stands in it three times, once with each label, so that the hypothesis alone tells nothing; no
@@ -713,8 +717,8 @@ def _passage(rng: random.Random) -> str:
 
 
 def language_model_passages(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` passages: a statement, then claims about it, each with the answer of one who knows
-    only the statement (सही, गलत, पता नहीं); some facts about words and numbers between them.
+    """Return `count` passages: a statement, then claims about it, each with the answer of one who
+    knows only the statement (सही, गलत, पता नहीं); some facts about words and numbers between them.
 
     No fact that validation or test may ask about is stated in them, so a model pretrained on them
     has seen the words of the test, not its questions. Raises ValueError for a negative count.

@@ -28,7 +28,7 @@ class EncodedSplit:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[N] tokens of every row, its special tokens included."""
+        """Return [N] tokens of every row, its special tokens included."""
         return np.diff(self.offsets)
 
     @property
@@ -37,11 +37,11 @@ class EncodedSplit:
         return bool(len(self.labels)) and int(self.labels.min()) >= 0
 
     def row(self, index: int) -> np.ndarray:
-        """The token ids of one row."""
+        """Return the token ids of one row."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def premise(self, index: int) -> np.ndarray:
-        """The token ids of one row's premise."""
+        """Return the token ids of one row's premise."""
         start, length = self.premise_spans[index]
         return self.row(index)[start : start + length]
 
@@ -88,7 +88,7 @@ class JoinedDatasets:
 
 
 def joined(sets: Mapping[str, EncodedDataset]) -> JoinedDatasets:
-    """Raises DataError where the sets have not the same classes."""
+    """Return the sets as one. Raises DataError where the sets have not the same classes."""
     sets = dict(sets)
     first_name, first = next(iter(sets.items()))
     for name, data in sets.items():
@@ -120,8 +120,8 @@ def _joined_split(splits: Sequence[EncodedSplit]) -> EncodedSplit | None:
 
 
 def pack(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows one after the other in the order of `indices`, without padding: ids [sum of lengths],
-    lengths [B], labels [B], all int64."""
+    """Return rows one after the other in the order of `indices`, without padding: ids [sum of
+    lengths], lengths [B], labels [B], all int64."""
     indices = np.asarray(indices, dtype=np.int64)
     starts = split.offsets[indices]
     lengths = split.offsets[indices + 1] - starts
@@ -130,11 +130,12 @@ def pack(split: EncodedSplit, indices: Sequence[int]) -> tuple[Tensor, Tensor, T
 
 
 def places_of_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[B], [B] -> [sum of lengths], the places of rows' tokens in an array of all tokens."""
+    """Return, for starts and lengths [B], [B] -> [sum of lengths], the places of rows' tokens in an
+    array of all tokens."""
     ends = np.cumsum(lengths)
     return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def offsets_of(lengths: Sequence[int]) -> np.ndarray:
-    """[N] -> [N + 1] int64, where each begins and the last one ends."""
+    """Return of lengths [N] the offsets [N + 1] int64: where each begins and the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -17,8 +17,8 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def quiet_datasets(offline: bool = True) -> Iterator[ModuleType]:
-    """Lend the library without progress bars and, where `offline`, without the network; put all
-    back as it was.
+    """Lend the library without progress bars and, where `offline`, without the network; put
+    all back as it was.
 
     Even for a local csv or json file it reports the use of its reader to a server and waits for
     the answer, and without network it tries the Hub again and again. It and `huggingface_hub` ask

@@ -64,14 +64,14 @@ def language_of_name(dataset: str) -> str | None:
 
 
 def nearest_dataset(name: str) -> str | None:
-    """The dataset whose name is nearest to `name`, or None where none is near."""
+    """Return the dataset whose name is nearest to `name`, or None where none is near."""
     spelling = nearest(name, _NAMES)
     return None if spelling is None else _NAMES[spelling]
 
 
 def problem_of_dataset(name: str, data_dir: str | None = None) -> str | None:
-    """What is wrong with a name that is surely misspelt, or None: what might be a dataset of the
-    Hub is for the Hub to know."""
+    """Return what is wrong with a name that is surely misspelt, or None: what might be a dataset of
+    the Hub is for the Hub to know."""
     if data_dir is not None or name in KNOWN_NAMES or "/" in name or os.path.exists(name):
         return None
     language = re.fullmatch(r"xnli_([a-z]{2})", name)

@@ -13,7 +13,7 @@ from xnli_gpt.network.packed_row import PackedRow, row_multiple
 
 
 def packed_rows(split: EncodedSplit, indices: np.ndarray) -> tuple[PackedRow, Tensor]:
-    """The examples `indices` of a split as one row, and their labels [B]."""
+    """Return the examples `indices` of a split as one row, and their labels [B]."""
     tokens, lengths, labels = pack(split, indices)
     return PackedRow.of(tokens, lengths.tolist(), row_multiple(len(tokens))), labels
 

@@ -34,7 +34,7 @@ class TextSplit:
 
 
 def encode_pairs(pairs: Sequence[tuple[str, str]], encoding: PairEncoding) -> list[np.ndarray]:
-    """One row of token ids for every (premise, hypothesis), as `load_encoded` makes them."""
+    """Return one row of token ids for every (premise, hypothesis), as `load_encoded` makes them."""
     stripped = [text.strip("\r\n") for pair in pairs for text in pair]
     texts = _encode_texts(dict.fromkeys(stripped), encoding, show_progress=False)
     numbers = texts.numbers(stripped).reshape(-1, 2)  # [N, 2]
@@ -65,16 +65,16 @@ class _EncodedTexts:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[M] tokens of every text."""
+        """Return [M] tokens of every text."""
         return np.diff(self.offsets)
 
     def numbers(self, texts: Sequence[str]) -> np.ndarray:
-        """[N] int64, the numbers of any of the texts."""
+        """Return [N] int64, the numbers of any of the texts."""
         return np.fromiter(map(self.number_of.__getitem__, texts), np.int64, len(texts))
 
 
 def encode_distinct(texts: Mapping[str, TextSplit], encoding: PairEncoding) -> _EncodedTexts:
-    """Token ids of every distinct text, each encoded once, on all cores."""
+    """Return token ids of every distinct text, each encoded once, on all cores."""
     every = (column for rows in texts.values() for column in (rows.premises, rows.hypotheses))
     return _encode_texts(dict.fromkeys(chain.from_iterable(every)), encoding)
 

@@ -130,7 +130,7 @@ class _Delimited:
 
     @property
     def spans_lines(self) -> bool:
-        """Whether the last fields took more than one line: quotes that may be none."""
+        """Return whether the last fields took more than one line: quotes that may be none."""
         return self._next_line > self.line + 1
 
     def read(self) -> list[str] | None:

@@ -59,7 +59,7 @@ class Source:
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def where(self, split: str) -> str:
-        """A split as messages name it: by its file where it is one file."""
+        """Return a split as messages name it: by its file where it is one file."""
         files = self.files.get(split, ())
         return f"{files[0] if len(files) == 1 else self.name}: {split}"
 

@@ -40,7 +40,7 @@ class PairEncoding:
 
     @property
     def num_tokens(self) -> int:
-        """One more than the highest id: the embedding rows that the tokenizer needs."""
+        """Return one more than the highest id: the embedding rows that the tokenizer needs."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     @property
@@ -192,7 +192,7 @@ def hash_of_tokenizer(tokenizer: Tokenizer) -> str:
 
 @contextmanager
 def tokenizers_errors(said: str, advice: str) -> Iterator[None]:
-    """Turns what the tokenizers library and its parsers raise into a DataError."""
+    """Turn what the tokenizers library and its parsers raise into a DataError."""
     try:
         yield
     # It raises bare Exception, and where its Rust code panics something that is none.
@@ -224,7 +224,7 @@ def _check_ids(tokenizer: Tokenizer) -> None:
 
 
 def cuts_vowel_signs(tokenizer: Tokenizer) -> bool:
-    """Whether the pre-tokenizer cuts Devanagari words at their vowel signs, as the default
+    """Return whether the pre-tokenizer cuts Devanagari words at their vowel signs, as the default
     byte-level pattern does: about twice the tokens of one that doesn't."""
     if tokenizer.pre_tokenizer is None:
         return False

@@ -17,7 +17,7 @@ def hypothesis_only(
     labels: np.ndarray,
     language: str | None = None,
 ) -> dict:
-    """Accuracy and macro F1 of a classifier that never sees a premise (Poliak et al. 2018;
+    """Return accuracy and macro F1 of a classifier that never sees a premise (Poliak et al. 2018;
     Gururangan et al. 2018): TF-IDF of the hypothesis' words and pairs of words, each word of a
     negated hypothesis once more as such, and logistic regression. What it gets right, the data
     gives away without inference.

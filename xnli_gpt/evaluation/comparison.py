@@ -23,7 +23,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict:
-    """Two recipes on the same rows of the same datasets, by dataset and in macro average.
+    """Compare two recipes on the same rows of the same datasets, by dataset and in macro average.
 
     Every difference is `first` minus `second`, each the mean over its models: which recipe gives
     the better model, not which makes the better ensemble. Its interval and p come from a paired
@@ -118,7 +118,7 @@ def _mcnemar_of(first: ScoredSplit, second: ScoredSplit) -> dict:
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict:
-    """McNemar's test (1947) whether two classifiers are right equally often on the same rows.
+    """Test by McNemar (1947) whether two classifiers are right equally often on the same rows.
 
     Both [N] bool. With fewer than 25 discordant pairs the exact binomial test, else chi-square
     with Edwards' (1948) continuity correction: (|b - c| - 1)² / (b + c). It takes rows for

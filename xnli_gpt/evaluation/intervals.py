@@ -23,7 +23,7 @@ DRAWS_AT_ONCE = 1 << 22
 
 
 def premise_groups(premises: Sequence[str]) -> np.ndarray:
-    """[N] numbers from 0 upwards, the same for rows with the same premise."""
+    """Return [N] numbers from 0 upwards, the same for rows with the same premise."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(premise, len(numbers)) for premise in premises])
 
@@ -31,8 +31,8 @@ def premise_groups(premises: Sequence[str]) -> np.ndarray:
 def resampled_sums(
     columns: np.ndarray, groups: np.ndarray, resamples: int, seed: int | Sequence[int]
 ) -> np.ndarray:
-    """Sums [resamples, K] of `columns` [N, K] over rows of groups drawn with replacement, as many
-    groups as there are; `groups` [N] numbers the group of every row from 0 upwards. One group
+    """Return sums [resamples, K] of `columns` [N, K] over rows of groups drawn with replacement, as
+    many groups as there are; `groups` [N] numbers the group of every row from 0 upwards. One group
     tells nothing of others: nan."""
     num_groups = int(groups.max()) + 1
     if num_groups == 1:
@@ -53,8 +53,8 @@ def resampled_sums(
 
 
 def interval(replicates: np.ndarray, constant: bool = False) -> list[float] | None:
-    """The central 95 % of those replicates [B] that exist; None where there are none, and where
-    those of a model with a `constant` answer are all the same."""
+    """Return the central 95 % of those replicates [B] that exist; None where there are none, and
+    where those of a model with a `constant` answer are all the same."""
     replicates = replicates[np.isfinite(replicates)]
     if not len(replicates) or (constant and np.ptp(replicates) < ROUNDING):
         return None
@@ -65,8 +65,8 @@ def interval(replicates: np.ndarray, constant: bool = False) -> list[float] | No
 def bootstrap_replicates(
     datasets: Sequence[Sequence[ScoredSplit]], resamples: int, seed: int
 ) -> list[list[dict[str, np.ndarray]]]:
-    """Bootstrap replicates of SCORES [resamples] by dataset and system. Systems on one dataset
-    have the same rows and the same draws; so have datasets that are parallel."""
+    """Return bootstrap replicates of SCORES [resamples] by dataset and system. Systems on one
+    dataset have the same rows and the same draws; so have datasets that are parallel."""
     if not _are_parallel([systems[0] for systems in datasets]):
         return [
             bootstrap_replicates([systems], resamples, [seed, number])[0]
@@ -109,7 +109,8 @@ def _joint_groups(groupings: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def over_seeds(values: Sequence[float], metric: str = "accuracy") -> dict:
-    """Mean, standard deviation (n - 1) and 95 % t interval of one figure of two seeds or more.
+    """Return mean, standard deviation (n - 1) and 95 % t interval of one figure of two seeds or
+    more.
 
     The interval stays within what `metric` can be; None where all seeds have the same value.
     """
@@ -129,5 +130,5 @@ def over_seeds(values: Sequence[float], metric: str = "accuracy") -> dict:
 
 
 def within(lowest: float, highest: float, low: float, high: float) -> list[float]:
-    """The part of the interval from `low` to `high` that a figure can reach."""
+    """Return the part of the interval from `low` to `high` that a figure can reach."""
     return [max(lowest, low), min(highest, high)]

@@ -25,22 +25,22 @@ class Counts:
 
     @property
     def right(self) -> np.ndarray:
-        """[..., classes]"""
+        """Return how many examples of each class are answered right [..., classes]."""
         return self.confusion.diagonal(axis1=-2, axis2=-1)
 
     @property
     def there(self) -> np.ndarray:
-        """[..., classes], examples of each class."""
+        """Return [..., classes], examples of each class."""
         return self.confusion.sum(axis=-1)
 
     @property
     def predicted(self) -> np.ndarray:
-        """[..., classes], answers of each class."""
+        """Return [..., classes], answers of each class."""
         return self.confusion.sum(axis=-2)
 
     @property
     def examples(self) -> np.ndarray:
-        """[...]"""
+        """Return how many examples there are [...]."""
         return self.there.sum(axis=-1)
 
 
@@ -67,7 +67,7 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether it goes from 0 to 1, and more is better."""
+        """Return whether it goes from 0 to 1, and more is better."""
         return self.highest == 1.0 and not self.lower_is_better
 
     def is_better(self, new: float, best: float | None) -> bool:

@@ -31,7 +31,7 @@ class PredictedRows:
 
 
 def prediction_lines(dataset: str, split: str, scored: ScoredSplit) -> Iterator[dict]:
-    """The lines of predictions.jsonl for the first model of `scored`."""
+    """Return the lines of predictions.jsonl for the first model of `scored`."""
     probabilities = scored.probabilities[0]
     for row, logits in enumerate(scored.logits[0]):
         texts = {"premise": scored.premises[row], "hypothesis": scored.hypotheses[row]}
@@ -71,8 +71,8 @@ def _lines_of_models(split: str, scored: Mapping[str, ScoredSplit]) -> Iterator[
 
 
 def read_predictions(path: Path, split: str) -> list[dict[str, PredictedRows]]:
-    """The rows of a split in a predictions.jsonl: by run of several in one file ("run"), and by
-    dataset.
+    """Return the rows of a split in a predictions.jsonl: by run of several in one file ("run"), and
+    by dataset.
 
     Of a line "logits" may be missing, then they are the logarithms of "probabilities"; "label"
     may, where the data is at hand. Raises PredictionsError that names the line.
@@ -217,7 +217,7 @@ def logits_in_order(
     labels: Sequence[str],
     classes: tuple[str, ...],
 ) -> np.ndarray:
-    """The predicted rows' logits [N, classes] in the order of the data's rows.
+    """Return the predicted rows' logits [N, classes] in the order of the data's rows.
 
     Raises PredictionsError where the two are not the same rows with the same texts and labels, or
     not of the same classes.

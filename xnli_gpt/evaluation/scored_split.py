@@ -40,31 +40,31 @@ class ScoredSplit:
         )
 
     def of_model(self, number: int) -> ScoredSplit:
-        """The same rows with the logits of one model."""
+        """Return the same rows with the logits of one model."""
         return replace(self, logits=self.logits[number : number + 1])
 
     @property
     def answers_one_class(self) -> bool:
-        """Whether every model gives all rows the same answer."""
+        """Return whether every model gives all rows the same answer."""
         answers = self.logits.argmax(axis=-1)  # [models, N]
         return bool((answers == answers[:, :1]).all())
 
     @property
     def probabilities(self) -> np.ndarray:
-        """[models, N, classes] float64."""
+        """Return [models, N, classes] float64."""
         import scipy.special
 
         return scipy.special.softmax(self.logits.astype(np.float64), axis=-1)
 
 
 def score_columns(scored: ScoredSplit) -> np.ndarray:
-    """[N, models · (classes² + 1)], see `sums_of_rows`."""
+    """Return [N, models · (classes² + 1)], see `sums_of_rows`."""
     return sums_of_rows(scored.logits, scored.labels)
 
 
 def sums_of_rows(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[N, models · (classes² + 1)] from logits [models, N, classes]: sums of rows of this are all
-    that the scores need, for each model the cells of its confusion matrix and its loss."""
+    """Return [N, models · (classes² + 1)] from logits [models, N, classes]: sums of rows of this
+    are all that the scores need, for each model the cells of its confusion matrix and its loss."""
     import scipy.special
 
     num_classes = logits.shape[-1]
@@ -77,20 +77,21 @@ def sums_of_rows(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def counts_of(sums: np.ndarray, num_classes: int) -> Counts:
-    """The counts [..., models] that sums of `score_columns` [..., columns] stand for."""
+    """Return the counts [..., models] that sums of `score_columns` [..., columns] stand for."""
     sums = sums.reshape(*sums.shape[:-1], -1, num_classes**2 + 1)  # [..., models, classes² + 1]
     confusion = sums[..., :-1].reshape(*sums.shape[:-1], num_classes, num_classes)
     return Counts(confusion, sums[..., -1])
 
 
 def scores_of_sums(sums: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """Every one of SCORES [B], the mean over models, from sums of `score_columns` [B, columns]."""
+    """Return every one of SCORES [B], the mean over models, from sums of `score_columns` [B,
+    columns]."""
     counts = counts_of(sums, num_classes)  # [B, models]
     return {name: METRICS[name].of_counts(counts).mean(axis=-1) for name in SCORES}
 
 
 def scores_of_models(scored: ScoredSplit) -> dict[str, np.ndarray]:
-    """Every one of SCORES [models], model by model."""
+    """Return every one of SCORES [models], model by model."""
     of_models = [
         scores_of_sums(score_columns(scored.of_model(i)).sum(axis=0)[None], len(scored.classes))
         for i in range(len(scored.logits))

@@ -73,8 +73,8 @@ def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence
 def calibration_bins(
     probabilities: np.ndarray, labels: np.ndarray, num_bins: int = CALIBRATION_BINS
 ) -> list[dict]:
-    """A reliability diagram: rows by the probability of their predicted class, in bins of one
-    width ((m - 1) / M, m / M], with each bin's mean probability and accuracy.
+    """Return a reliability diagram: rows by the probability of their predicted class, in bins of
+    one width ((m - 1) / M, m / M], with each bin's mean probability and accuracy.
 
     `probabilities` [N, classes], `labels` [N]. Bins that hold no row are left out.
     """
@@ -94,7 +94,7 @@ def calibration_bins(
 
 
 def expected_calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
-    """The sum over bins of count / N · |accuracy - mean probability|.
+    """Return the sum over bins of count / N · |accuracy - mean probability|.
 
     Naeini, Cooper and Hauskrecht 2015 (AAAI), as used by Guo, Pleiss, Sun and Weinberger 2017
     (ICML), with bins of one width.
@@ -104,7 +104,7 @@ def expected_calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
 
 
 def split_metrics(scored: ScoredSplit, resamples: int = RESAMPLES, seed: int = 0) -> dict:
-    """All metrics of a split, with intervals, reliability diagram and slices.
+    """Return all metrics of a split, with intervals, reliability diagram and slices.
 
     Of several models every figure is the mean of theirs, counts in the confusion matrix included.
     Intervals are those of 95 % by the percentile bootstrap (Efron and Tibshirani 1993, ch. 13)
@@ -175,7 +175,7 @@ def macro_average(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict:
-    """The mean over datasets of their `split_metrics`, with intervals.
+    """Return the mean over datasets of their `split_metrics`, with intervals.
 
     Parallel datasets (the languages of XNLI: row i says the same in all) are drawn together, as a
     hard premise is hard in every language; others independently.

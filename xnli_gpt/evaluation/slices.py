@@ -50,15 +50,15 @@ SHARE_NEGATED = 0.02
 
 
 def words_of(text: str, language: str | None = None) -> list[str]:
-    """The words of a text without case and punctuation; of a language that is written without
-    spaces its characters."""
+    """Return the words of a text without case and punctuation; of a language that is written
+    without spaces its characters."""
     text = unicodedata.normalize("NFC", text).casefold().replace("’", "'")
     words = [word for part in text.split() if (word := part.strip(PUNCTUATION))]
     return list("".join(words)) if language in UNSPACED_LANGUAGES else words
 
 
 def is_negated(text: str, language: str) -> bool:
-    """Whether a word of NEGATIONS[language] stands in the text."""
+    """Return whether a word of NEGATIONS[language] stands in the text."""
     negations = NEGATIONS[language]
     words = words_of(text, language)
     if language in UNSPACED_LANGUAGES:
@@ -81,8 +81,8 @@ def language_of(dataset: str, hypotheses: Sequence[str]) -> str | None:
 
 
 def word_overlap(premise: str, hypothesis: str, language: str | None = None) -> float:
-    """The share of the hypothesis' different words that stand in the premise, too; of a language
-    that is written without spaces, of its pairs of characters."""
+    """Return the share of the hypothesis' different words that stand in the premise, too; of a
+    language that is written without spaces, of its pairs of characters."""
     in_premise, in_hypothesis = (set(_units(text, language)) for text in (premise, hypothesis))
     return len(in_hypothesis & in_premise) / len(in_hypothesis) if in_hypothesis else 0.0
 
@@ -95,8 +95,8 @@ def _units(text: str, language: str | None) -> Iterable[object]:
 def slices_of(
     premises: Sequence[str], hypotheses: Sequence[str], language: str | None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Rows by length of the premise, by the hypothesis' word overlap with it and by negation in
-    the hypothesis: for each the masks [N] of its slices by name, without empty ones.
+    """Return rows by length of the premise, by the hypothesis' word overlap with it and by negation
+    in the hypothesis: for each the masks [N] of its slices by name, without empty ones.
 
     "negation" has none where the language is unknown or NEGATIONS doesn't hold it.
     """
@@ -148,7 +148,7 @@ def _cut_by_overlap(overlaps: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def slice_columns(scored: ScoredSplit, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """[N, 2 · masks]: of every mask the share of models that are right, and the count."""
+    """Return [N, 2 · masks]: of every mask the share of models that are right, and the count."""
     right = (scored.logits.argmax(axis=-1) == scored.labels).mean(axis=0)  # [N]
     columns = [column for mask in masks for column in (right * mask, mask)]
     return np.stack(columns, axis=1) if columns else np.empty((len(right), 0))
@@ -157,7 +157,8 @@ def slice_columns(scored: ScoredSplit, masks: Sequence[np.ndarray]) -> np.ndarra
 def slice_figures(
     scored: ScoredSplit, slices: Mapping[str, Mapping[str, np.ndarray]], drawn: np.ndarray
 ) -> dict[str, list[dict]]:
-    """Accuracy of every slice; `drawn` [B, 2 · slices] are resampled sums of `slice_columns`."""
+    """Return the accuracy of every slice; `drawn` [B, 2 · slices] are resampled sums of
+    `slice_columns`."""
     groups = premise_groups(scored.premises)
     right = (scored.logits.argmax(axis=-1) == scored.labels).mean(axis=0)  # [N]
     sums = iter(drawn.T.reshape(-1, 2, len(drawn)))

@@ -58,7 +58,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def next_multiple(value: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `value`."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
@@ -163,31 +163,32 @@ class GPTConfig:
 
     @property
     def tokens_within_windows(self) -> int:
-        """The longest row for which no window binds."""
+        """Return the longest row for which no window binds."""
         return min(self.windows) * self.window_block
 
     @property
     def counts_positions(self) -> bool:
-        """Whether more than the distance of two tokens matters: where an example begins."""
+        """Return whether more than the distance of two tokens matters: where an example begins."""
         return self.learned_positions or self.rotary_is_rounded or self.smear is not None
 
     @property
     def kv_dim(self) -> int:
-        """The width of keys and values of all heads."""
+        """Return the width of keys and values of all heads."""
         return (self.num_kv_heads or self.num_heads) * self.head_dim
 
     @property
     def num_value_embeds(self) -> int:
-        """The number of tables of value embeddings."""
+        """Return the number of tables of value embeddings."""
         return 1 + max((table for _, table in self.value_embed_layers), default=-1)
 
     def to_dict(self) -> dict:
-        """Plain numbers, strings and tuples: what `from_dict` takes back."""
+        """Return plain numbers, strings and tuples: what `from_dict` takes back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> GPTConfig:
-        """The config that `to_dict` wrote, with defaults for fields that it did not have yet.
+        """Return the config that `to_dict` wrote, with defaults for fields that it did not have
+        yet.
 
         Raises ValueError for a key that is no field's, and without a field that has no default.
         """
@@ -226,5 +227,5 @@ def _check_size(family: str, num_layers: int, num_heads: int, model_dim: int) ->
 
 
 def initial_scalars(num_layers: int) -> Tensor:
-    """[5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
+    """Return [5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
     return torch.tensor([1.0] * num_layers + [1.0, 0.0] * num_layers + [0.5, 0.5] * num_layers)

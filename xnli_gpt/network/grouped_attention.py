@@ -63,15 +63,15 @@ class GroupedAttention:
         return _GroupedProducts.apply(q, k, v, self, window)
 
     def gathered(self, x: Tensor) -> Tensor:
-        """[1, N, H, d] -> [B·H·T of all groups, d], padding filled with anything."""
+        """Gather [1, N, H, d] -> [B·H·T of all groups, d], padding filled with anything."""
         return x.reshape(-1, x.size(-1)).index_select(0, self.index)
 
     def scattered(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `gathered`."""
+        """Do the inverse of `gathered`."""
         return x.index_select(0, self.inverse).view(shape)
 
     def batches(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Every group's part [B·H, T, d] of each gathered tensor."""
+        """Yield every group's part [B·H, T, d] of each gathered tensor."""
         H = self.config.num_heads
         sizes = [group.real.numel() * H for group in self.groups]
         parts = zip(*(x.split(sizes) for x in tensors), strict=True)
@@ -123,7 +123,7 @@ class _GroupedProducts(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, grouped: GroupedAttention, window: int
     ) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]."""
+        """Attend: q, k, v [1, N, H, d] -> [1, N, H, d]."""
         config, scale = grouped.config, grouped.config.softmax_scale
         gathered = [grouped.gathered(x) for x in (q, k, v)]
         y, weights = torch.empty_like(gathered[0]), []
@@ -189,6 +189,6 @@ def _group_width(length: int) -> int:
 
 @cache
 def leave_groups_uncompiled() -> None:
-    """Its shapes are another in every row. The decorator would import the compiler for everybody
-    who imports this file."""
+    """Keep the compiler out: its shapes are another in every row. The decorator would import the
+    compiler for everybody who imports this file."""
     GroupedAttention.__call__ = torch.compiler.disable(GroupedAttention.__call__)

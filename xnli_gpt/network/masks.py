@@ -23,8 +23,8 @@ def attention_rule(
     positions: Tensor | None = None,
     block: int = WINDOW_BLOCK,
 ) -> Callable[..., Tensor]:
-    """Which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of `block`
-    tokens.
+    """Return which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of
+    `block` tokens.
 
     Blocks are counted along the row, or by `positions` [T] where documents count their own.
     """
@@ -41,7 +41,7 @@ def attention_rule(
 
 
 def dense_mask(rule: Callable[..., Tensor], num_tokens: int, device: torch.device) -> Tensor:
-    """`rule` for every pair of positions: bool [T, T], True where query (row) sees key."""
+    """Return `rule` for every pair of positions: bool [T, T], True where query (row) sees key."""
     positions = torch.arange(num_tokens, device=device)
     return rule(None, None, positions[:, None], positions[None, :])
 
@@ -51,7 +51,7 @@ def window_of(config: GPTConfig, layer: int) -> int:
 
 
 def document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
-    """`rule` on every pair of places; key blocks from a query block's first document on.
+    """Return `rule` on every pair of places; key blocks from a query block's first document on.
 
     `create_block_mask` would look at every pair to find the blocks that the lengths tell.
     """
@@ -75,8 +75,8 @@ def document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
 
 
 def pooled_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
-    """`rule` between the last token of every example and every place: every block is looked at,
-    since there are few queries."""
+    """Return `rule` between the last token of every example and every place: every block is looked
+    at, since there are few queries."""
     from torch.nn.attention.flex_attention import BlockMask
 
     N, B = sum(row.lengths), len(row.last)

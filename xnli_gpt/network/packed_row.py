@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def row_multiple(num_tokens: int) -> int:
-    """What a row's length should be a multiple of, so that lengths, and with them the shapes that
-    a machine prepares for, come again: as much as costs at most 1.5 % of the row."""
+    """Return what a row's length should be a multiple of, so that lengths, and with them the shapes
+    that a machine prepares for, come again: as much as costs at most 1.5 % of the row."""
     return min(128, 1 << max(0, int(0.015 * num_tokens).bit_length() - 1))
 
 
@@ -36,8 +36,8 @@ class PackedRow:
 
     @classmethod
     def sharing(cls, input_ids: Tensor, docs: Sequence[tuple[int, Sequence[int]]]) -> PackedRow:
-        """Examples that share their beginnings: each doc is the tokens of a beginning, and then
-        those of every continuation, as `input_ids` [N] has them.
+        """Pack examples that share their beginnings: each doc is the tokens of a beginning, and
+        then those of every continuation, as `input_ids` [N] has them.
 
         Raises ValueError where the lengths are not those of the row.
         """
@@ -64,7 +64,7 @@ class PackedRow:
 
     @classmethod
     def of(cls, input_ids: Tensor, lengths: Sequence[int], multiple: int = 1) -> PackedRow:
-        """Examples of `lengths` tokens from `input_ids` [N]; N is filled up to a `multiple`.
+        """Pack examples of `lengths` tokens from `input_ids` [N]; N is filled up to a `multiple`.
 
         Raises ValueError where the lengths are not those of the row.
         """
@@ -92,11 +92,11 @@ class PackedRow:
         )
 
     def to(self, device: torch.device) -> PackedRow:
-        """The row on `device`, without waiting for the copy where its memory is pinned."""
+        """Return the row on `device`, without waiting for the copy where its memory is pinned."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PackedRow:
-        """The row in memory that a GPU can fetch by itself."""
+        """Return the row in memory that a GPU can fetch by itself."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRow:

@@ -46,7 +46,7 @@ class TrainingScriptMLP(nn.Module):
         nn.init.zeros_(self.c_proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
+        """Return the layer's share of the stream, x [B, T, D] -> [B, T, D]."""
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
@@ -60,7 +60,7 @@ class GatedMLP(nn.Module):
         self.c_proj = CastedLinear(width, config.model_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
+        """Return the layer's share of the stream, x [B, T, D] -> [B, T, D]."""
         return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
 
 

@@ -88,7 +88,7 @@ DEFAULT_ROW_ATTENTION = {"cpu": "groups", "cuda": "flex"}
 
 
 def allow_recompiling() -> None:
-    """Some dozen versions: with and without attention, value embeddings, pooling, gradients.
+    """Allow some dozen versions: with and without attention, value embeddings, pooling, gradients.
 
     Beyond its limit torch silently runs uncompiled code, flex with all scores in memory.
     """

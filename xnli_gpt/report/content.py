@@ -52,7 +52,7 @@ class Cell:
 
     @property
     def direction(self) -> str | None:
-        """The attribute `dir` of the cell's element."""
+        """Return the attribute `dir` of the cell's element."""
         if not self.is_foreign:
             return None
         if self.language is None:
@@ -146,8 +146,8 @@ class Section:
 
     @property
     def placed(self) -> list[tuple[Block, bool]]:
-        """The blocks, each with whether it takes the whole width of a wide page: so does one that
-        would have nothing beside it."""
+        """Return the blocks, each with whether it takes the whole width of a wide page: so does one
+        that would have nothing beside it."""
         placed: list[tuple[Block, bool]] = []
         is_right = False  # whether the next block would stand at the right of the one before
         for block in self.blocks:

@@ -36,7 +36,7 @@ class Ranks:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Return whether this is the process that writes and prints."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
@@ -149,7 +149,8 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def joined_ranks(on_gpu: bool) -> Iterator[Ranks]:
-    """The processes that torchrun (or a script that sets the same variables) started together.
+    """Return the processes that torchrun (or a script that sets the same variables) started
+    together.
 
     They talk through NCCL about what is on GPUs, else through gloo. Raises RunError where
     variables are missing or wrong.

@@ -28,7 +28,7 @@ class RowAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update; the sparse gradients are used up."""
+        """Do one update; the sparse gradients are used up."""
         touched, resting = [], []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -112,7 +112,7 @@ def configure_optimizers(
     backbone_lr_scale: float = 1.0,
     embedding_update: str = "exact",
 ) -> RowAdamW:
-    """AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, scalars and biases.
+    """Make AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, scalars and biases.
 
     Every group keeps its `lr_scale` (the trunk's is `backbone_lr_scale`), which
     `set_learning_rate` applies at every step. Frozen parameters are left out. The embeddings of

@@ -26,8 +26,9 @@ class LineTimes:
         self.has_steps = False
 
     def is_due_after_step(self) -> bool:
-        """Whether a line is due after a step: the first has one, and then there is none before it
-        would be late; a step that takes longer than the interval has a line of its own."""
+        """Return whether a line is due after a step: the first has one, and then there is none
+        before it would be late; a step that takes longer than the interval has a line of its
+        own."""
         now = self.clock()
         step_seconds, self.last_step = now - self.last_step, now
         first, self.has_steps = not self.has_steps, True
