@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from xnli_gpt.checkpoints.families.spec import Clues, Family
+from xnli_gpt.checkpoints.families.spec import Clues, Family, facts_without_extras
 from xnli_gpt.checkpoints.pickles import Inert
 from xnli_gpt.checkpoints.rules import TensorRule, renamed
 
@@ -62,28 +62,17 @@ def _heads(clues: Clues) -> int | None:
 
 
 def _facts(clues: Clues, activation: str) -> dict[str, object]:
-    L, longest, heads = clues.sizes["L"], clues.sizes["P"], clues.sizes["H"]
+    head_dim = clues.sizes["D"] // clues.sizes["H"]
     return {
-        "norm_attention_input": True,
-        "norm_values": False,
-        "skips": (),
-        "attention_layers": tuple(range(L)),
-        "value_embed_layers": (),
-        "long_window_layers": tuple(range(L)),
-        "windows": (longest, longest),
-        "window_block": 1,
-        "logit_cap": "none",
-        "softmax_scale": (clues.sizes["D"] // heads) ** -0.5,
+        **facts_without_extras(clues.sizes["L"], clues.sizes["P"], head_dim),
         "norm": "layer",
         "norm_eps": clues.setting("layer_norm_epsilon") or 1e-5,
         "norm_embedding": False,
         "norm_heads": False,
         "rotary": "none",
         "learned_positions": True,
-        "flat_qkv": True,
         "mlp": activation,
         "biases": any(name.endswith("ln_f.bias") for name in clues.tensors),
-        "mixes": False,
         "tied_head": True,
     }
 

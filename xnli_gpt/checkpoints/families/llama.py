@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from xnli_gpt.checkpoints.families.spec import Clues, Family
+from xnli_gpt.checkpoints.families.spec import Clues, Family, facts_without_extras
 from xnli_gpt.checkpoints.rules import BEHIND, renamed
 
 BLOCK, OURS = "model.layers.{i}.", "blocks.{i}."
@@ -39,21 +39,13 @@ def _rope(clues: Clues) -> Mapping[str, object]:
 
 
 def _facts(clues: Clues) -> dict[str, object]:
-    L, longest = clues.sizes["L"], clues.setting("max_position_embeddings")
     head_dim = clues.setting("head_dim") or clues.sizes["I"] // _heads(clues)
     base = _rope(clues).get("rope_theta") or clues.setting("rope_theta") or 10_000.0
     return {
+        **facts_without_extras(
+            clues.sizes["L"], clues.setting("max_position_embeddings"), head_dim
+        ),
         "head_dim": head_dim,
-        "norm_attention_input": True,
-        "norm_values": False,
-        "skips": (),
-        "attention_layers": tuple(range(L)),
-        "value_embed_layers": (),
-        "long_window_layers": tuple(range(L)),
-        "windows": (longest, longest),
-        "window_block": 1,
-        "logit_cap": "none",
-        "softmax_scale": head_dim**-0.5,
         "norm": "rms gain",
         "norm_eps": clues.setting("rms_norm_eps"),
         "norm_embedding": False,
@@ -62,10 +54,8 @@ def _facts(clues: Clues) -> dict[str, object]:
         "rotary_base": float(base),
         "rotary_sign": -1,
         "num_kv_heads": clues.sizes["K"] // head_dim,
-        "flat_qkv": True,
         "mlp": "swiglu",
         "mlp_dim": clues.sizes["F"],
-        "mixes": False,
         "tied_head": "lm_head.weight" not in clues.tensors,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from xnli_gpt.checkpoints.families.spec import Clues, Family
+from xnli_gpt.checkpoints.families.spec import Clues, Family, facts_without_extras
 from xnli_gpt.checkpoints.rules import BEHIND, TensorRule, renamed, same
 from xnli_gpt.network.config import initial_scalars
 
@@ -68,15 +68,10 @@ def _facts(clues: Clues, short: int | None, base: float, gain: float = 1.0) -> d
     long = [i for i in range(L) if pattern[i % len(pattern)] == "L" or i == L - 1]
     head_dim = clues.sizes["D"] // _heads(clues)
     return {
-        "norm_attention_input": True,
-        "norm_values": False,
-        "skips": (),
-        "attention_layers": tuple(range(L)),
-        "value_embed_layers": (),
+        **facts_without_extras(L, length, head_dim),
         "long_window_layers": tuple(long),
         # Theirs count the tokens before the one that asks.
         "windows": (length + 1, windows + 1),
-        "window_block": 1,
         "logit_cap": "tanh 15",
         "softmax_scale": gain**2 * head_dim**-0.5,
         "rotary": "full",
@@ -85,7 +80,6 @@ def _facts(clues: Clues, short: int | None, base: float, gain: float = 1.0) -> d
         "rotary_is_rounded": base == 1e4,
         "rotates_before_norm": True,
         "num_kv_heads": clues.sizes["K"] // head_dim,
-        "flat_qkv": True,
         "mixes": "resid_lambdas" in clues.tensors,
     }
 

@@ -46,6 +46,25 @@ class Clues:
         return re.search(pattern, self.code) is not None
 
 
+def facts_without_extras(num_layers: int, longest: int, head_dim: int) -> dict[str, object]:
+    """Return the facts of a network without skips, value embeddings, windows and mixes."""
+    layers = tuple(range(num_layers))
+    return {
+        "norm_attention_input": True,
+        "norm_values": False,
+        "skips": (),
+        "attention_layers": layers,
+        "value_embed_layers": (),
+        "long_window_layers": layers,
+        "windows": (longest, longest),
+        "window_block": 1,
+        "logit_cap": "none",
+        "softmax_scale": head_dim**-0.5,
+        "flat_qkv": True,
+        "mixes": False,
+    }
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of checkpoints.
