@@ -16,12 +16,7 @@ import time
 from collections.abc import Sequence
 
 from xnli_gpt.choices import AUTO, SPLITS
-from xnli_gpt.commands import (
-    Command,
-    Problems,
-    end_process,
-    printed_by_main_process,
-)
+from xnli_gpt.commands import Command, Problems, end_process, printed_by_main_process
 from xnli_gpt.data.names import dataset_names, problems_of_datasets
 from xnli_gpt.fine_tuning.configuration import FineTuning
 from xnli_gpt.options import configuration_of, plain_values
