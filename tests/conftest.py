@@ -1,6 +1,7 @@
 """Settings that every test needs before torch is imported."""
 
 import os
+import sys
 
 from hypothesis import HealthCheck, settings
 
@@ -35,3 +36,21 @@ def nothing_is_timed():
     devices._fastest_on_cpu.cache_clear()
     yield
     devices._fastest_on_cpu.cache_clear()
+
+
+@pytest.fixture
+def exported_code_apart(tmp_path, monkeypatch):
+    """Keep the code that transformers copies out of an exported folder in a folder of the test.
+
+    Python keeps the package that it was imported as, and with it the folder: it is forgotten.
+    """
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    forget_exported_code()
+    yield
+    forget_exported_code()
+
+
+def forget_exported_code():
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]

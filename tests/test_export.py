@@ -31,6 +31,8 @@ from xnli_gpt.export.card import model_card
 from xnli_gpt.export.folder import pair_tokenizer
 from xnli_gpt.export.network_files import ROOMS
 
+pytestmark = pytest.mark.usefixtures("exported_code_apart")
+
 FAMILIES = ("small", "medium")
 PAIRS = [
     ("राम ने बाज़ार से 3 आम ख़रीदा", "राम के पास आम है"),
@@ -75,16 +77,6 @@ def exported(folder, fine_tuned) -> dict[str, Path]:
         argv = ["--checkpoint", str(fine_tuned[family]), "--export", str(to)]
         assert predict.main(argv) == 0
     return folders
-
-
-@pytest.fixture(autouse=True)
-def modules_in_a_folder_of_the_test(tmp_path, monkeypatch):
-    """Where transformers copies the code that travels with a model."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    # Python keeps a package, and with it the folder of an earlier test.
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def load_model(folder: Path, **options: object) -> torch.nn.Module:

@@ -33,9 +33,8 @@ from xnli_gpt.data.loading import pick_training_examples
 from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.errors import UsageError
-from xnli_gpt.evaluation import logits as logits_room
 from xnli_gpt.evaluation import validation
-from xnli_gpt.evaluation.logits import Inference, evaluate_split
+from xnli_gpt.evaluation.logits import Inference, evaluate_split, split_logits
 from xnli_gpt.fine_tuning.configuration import FineTuning
 from xnli_gpt.fine_tuning.inputs import require_within_windows
 from xnli_gpt.fine_tuning.setup import make_recipe
@@ -560,7 +559,7 @@ def test_compile_auto_without_a_compiler_goes_on_with_a_note(plain, assets, tmp_
 # Predictions
 
 
-def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
+def test_predictions_do_not_depend_on_the_batch_size(assets):
     encoding = load_pair_encoding(str(assets.tokenizer), block_size=160)
     request = DataRequest(dataset=str(assets.dataset))
     split = load_encoded(request, encoding, assets.cache).splits["test"]
@@ -568,23 +567,14 @@ def test_predictions_do_not_depend_on_the_batch_size(assets, monkeypatch):
     trunk, _, _ = load_pretrained_checkpoint(assets.checkpoint)
     torch.manual_seed(0)
     model = GPTClassification(trunk, 3)
-    seen = []
-
-    def keep_logits(*args):
-        seen.append(original(*args))
-        return seen[-1]
-
-    original = logits_room.logits_of_batches
-    monkeypatch.setattr(logits_room, "logits_of_batches", keep_logits)
-    for batch_size in (1, 7, 64):
-        logits_room.evaluate_split(model, split, LABELS, Inference(torch.float32, batch_size))
-    alone, *batched = seen
+    alone, *batched = (
+        split_logits(model, split, len(LABELS), Inference(torch.float32, max_tokens))[0]
+        for max_tokens in (1, 7 * 64, 64 * 64)
+    )
     for logits in batched:
         torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
-    # The rows come longest first; each alone, straight from the model.
-    order = np.argsort(-split.lengths, kind="stable")
     with torch.no_grad():
-        rows = (pack(split, [row])[:2] for row in order)
+        rows = (pack(split, [row])[:2] for row in range(len(split)))
         straight = torch.cat([model(tokens[None], length) for tokens, length in rows])
     torch.testing.assert_close(alone, straight, rtol=0, atol=1e-4)
     assert float((alone[0] - alone[-1]).abs().max()) > 1e-2

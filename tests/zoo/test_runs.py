@@ -106,9 +106,8 @@ def test_an_evaluation_and_a_prediction_are_those_of_the_run(run):
     assert again["loss"] == pytest.approx(ours["loss"], abs=1e-6)
 
 
-def test_the_exported_folder_computes_the_same_logits(run, monkeypatch, tmp_path):
+def test_the_exported_folder_computes_the_same_logits(run, exported_code_apart, tmp_path):
     folder, _ = run
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     exported = tmp_path / "exported"
     words = ["--checkpoint", str(folder / "whole"), "--export", str(exported)]
     assert predict.main(words) == 0
