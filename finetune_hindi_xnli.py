@@ -56,6 +56,7 @@ from xnli_gpt.fine_tuning.inputs import (
     read_best,
     require_attention,
     require_folders,
+    require_one_order,
     require_rows_for_tokens,
     say_checkpoint,
 )
@@ -96,6 +97,7 @@ def check_inputs(
     if not run.prepare_only:
         device = found.attempt(device_of, config.machine.device, ranks.world_size > 1)
         found.attempt(require_attention, config.machine, device)
+    found.attempt(require_one_order, config.recipe)
     found.attempt(require_loggers, run)
     found.attempt(require_folders, config)
     found.attempt(dataset_names, config.data.dataset)

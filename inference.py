@@ -26,7 +26,7 @@ from xnli_gpt.data.pairs import encode_pairs, premise_spans
 from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.devices import DTYPES, device_of, precision_of
 from xnli_gpt.errors import DataError, EvaluationError, UsageError
-from xnli_gpt.evaluation.logits import Inference, cut_into_batches, logits_of_batches
+from xnli_gpt.evaluation.logits import Inference, batches_of_rank, logits_of_batches
 from xnli_gpt.messages import shown
 
 
@@ -143,8 +143,9 @@ class XNLIClassifier:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         spans = premise_spans(rows, self.encoding)
         split = EncodedSplit(np.concatenate(rows), offsets, spans, no_labels)
-        every = np.arange(len(rows))
-        batches = cut_into_batches(self.model, split, every, self.inference.max_tokens)
+        batches = batches_of_rank(
+            self.model, split, self.inference.ranks, self.inference.max_tokens
+        )
         logits = torch.empty(len(rows), len(self.classes))
         logits[torch.from_numpy(np.concatenate(batches))] = logits_of_batches(
             self.model, split, batches, len(self.classes), self.inference

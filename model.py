@@ -52,6 +52,7 @@ from xnli_gpt.network.parts import MLPS, NORMS
 from xnli_gpt.network.row_attention import (
     DEFAULT_ROW_ATTENTION,
     ROW_ATTENTION,
+    SHARING_ATTENTION,
     flex_for,
 )
 
@@ -551,7 +552,7 @@ class GPTBatched(GPTTrunk):
     def shares_beginnings(self) -> bool:
         """Return whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
         # A smear reads the token before, which of a continuation stands elsewhere.
-        return self.smear is None and self._row_attention() == "groups"
+        return self.smear is None and self._row_attention() in SHARING_ATTENTION
 
     def _row_attention(self) -> str:
         device_type = self.embed.weight.device.type

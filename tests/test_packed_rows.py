@@ -339,10 +339,12 @@ def test_a_filler_is_at_most_three_percent_of_the_tokens(num_tokens):
     assert 128 % multiple == 0, "a power of two, at most a block"
 
 
-def shared_examples(docs: list[tuple[int, list[int]]]) -> tuple[PackedRow, list[Tensor]]:
+def shared_examples(
+    docs: list[tuple[int, list[int]]], multiple: int = 1
+) -> tuple[PackedRow, list[Tensor]]:
     """A row in which examples share their beginnings, and the same examples one by one."""
     parts = random_examples([n for first, others in docs for n in (first, *others)], seed=3)
-    row = PackedRow.sharing(torch.cat(parts), docs)
+    row = PackedRow.sharing(torch.cat(parts), docs, multiple)
     examples, remaining = [], iter(parts)
     for _, others in docs:
         beginning = next(remaining)
@@ -369,10 +371,38 @@ def test_a_shared_beginning_is_that_of_each_example(fmt, layers, windows, docs):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_shared_beginning_is_not_trained_in_groups():
-    model = classifier_of(config_of("small", 8))
-    with pytest.raises(AssertionError, match="gradients of shared beginnings"):
-        model(shared_examples([(3, [2, 2])])[0])
+@pytest.mark.parametrize("multiple", [1, 16])
+@pytest.mark.parametrize("docs", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize(("fmt", "layers", "windows"), [("small", 8, None), ("medium", 12, (2, 1))])
+def test_gradients_through_a_shared_beginning_are_those_of_each_example(
+    fmt, layers, windows, docs, multiple
+):
+    model = classifier_of(config_of(fmt, layers, windows))
+    row, examples = shared_examples(docs, multiple)
+    found, expected = gradients(model, model(row)), gradients(model, one_at_a_time(model, examples))
+    for name, gradient in expected.items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, atol=1e-5 * largest, rtol=0, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("docs", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize(("fmt", "layers", "windows"), [("small", 8, None), ("medium", 12, (2, 1))])
+def test_flex_knows_shared_beginnings(fmt, layers, windows, docs):
+    model = classifier_of(config_of(fmt, layers, windows))
+    row, examples = shared_examples(docs, 16)
+    expected = one_at_a_time(model, examples)
+    model.pretrained_model.row_attention = "flex"
+    assert model.shares_beginnings
+    torch.testing.assert_close(model(row), expected, atol=1e-5, rtol=0)
+    attention = FlexRowAttention(model.pretrained_model.config, row)
+    places = torch.arange(len(row.input_ids))
+    for masks, queries in ((attention.masks, places), (attention.pooled_masks, row.last)):
+        for mask in masks.values():
+            asking = torch.arange(len(queries))
+            pairs = mask.mask_mod(None, None, asking[:, None], places[None])
+            listed = mask.to_dense()[0, 0].bool()  # [blocks of queries, blocks of keys]
+            assert not (pairs & ~listed[asking[:, None] // 128, places // 128]).any()
 
 
 @pytest.mark.parametrize("docs", [[(3, [2, 3])], [(0, [0, 9])]])

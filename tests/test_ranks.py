@@ -99,7 +99,11 @@ def assert_same_run(one: dict, two: dict, atol: float = 1e-5) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param((), id="plain", marks=pytest.mark.long), pytest.param(ALL_TOGETHER, id="all")],
+    [
+        pytest.param((), id="plain", marks=pytest.mark.long),
+        pytest.param(ALL_TOGETHER, id="all"),
+        pytest.param(("--group_premises",), id="grouped"),
+    ],
 )
 def test_two_ranks_give_the_weights_of_one_process(changes, assets, tmp_path):
     one = alone(assets, tmp_path / "one", 10, *changes)

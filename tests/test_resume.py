@@ -49,6 +49,7 @@ RECIPES = {
     "plain": (),
     "lazy": ("--embedding_update", "lazy"),
     "float16": ("--dtype", "float16"),
+    "grouped": ("--group_premises",),
     "weighted": ("--class_weights", "balanced", "--label_smoothing", 0.1, "--dropout", 0.4),
     "frozen": ("--freeze_backbone",),
     "patient": ("--early_stopping", 2, "--best_metric", "loss"),

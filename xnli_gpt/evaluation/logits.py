@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 from xnli_gpt.choices import EVALUATION_TOKENS
 from xnli_gpt.data.encoded import EncodedSplit
-from xnli_gpt.data.packing import (
-    cut_by_premises,
-    has_neighbours,
-    packed_rows,
-    rows_sharing_premises,
-)
+from xnli_gpt.data.packing import has_neighbours, packed_rows, rows_sharing_premises
+from xnli_gpt.data.premises import Premises, cut_by_premises, premises_of
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.training.distributed import ALONE, Ranks
 from xnli_gpt.training.order import cut_by_tokens
 from xnli_gpt.training.signals import StopSignals
 from xnli_gpt.training.step import autocast
+
+# The share of all tokens that must be saved, since a row of shared premises takes longer to make.
+LEAST_SAVED = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ def split_logits(
     None where a noted signal broke it off on some rank.
     """
     ranks = inference.ranks
-    share = ranks.share_of(split.lengths)
-    own = cut_into_batches(model, split, share, inference.max_tokens)[:max_batches]
+    own = batches_of_rank(model, split, inference)[:max_batches]
     own_logits = logits_of_batches(model, split, own, num_classes, inference)
     if ranks.any(inference.is_stopped())[0]:
         return None
@@ -84,17 +82,25 @@ def split_logits(
     return ranks.all_reduce(logits)[rows], rows.numpy()
 
 
-def cut_into_batches(
-    model: nn.Module, split: EncodedSplit, rows: np.ndarray, max_tokens: int
+def batches_of_rank(
+    model: nn.Module, split: EncodedSplit, inference: Inference
 ) -> list[np.ndarray]:
-    """Return rows of a split cut into batches, the longest first; those with one premise side by
-    side where that saves computing it again."""
-    if model.shares_beginnings and len(rows):
-        batches = cut_by_premises(split, rows, max_tokens)
-        if batches is not None:
-            return batches
-    cuts = cut_by_tokens(split.lengths[rows], max_tokens)
-    return [rows[cut] for cut in cuts if len(cut)]
+    """Return this rank's rows of a split cut into batches, the longest first; those with one
+    premise side by side where that saves computing it again."""
+    premises = _premises_worth_sharing(split) if model.shares_beginnings else None
+    share = inference.ranks.share_of(split.lengths, premises)
+    if premises is None:
+        cuts = cut_by_tokens(split.lengths[share], inference.max_tokens)
+    else:
+        cuts = cut_by_premises(split.lengths[share], premises.of(share), inference.max_tokens)
+    return [share[cut] for cut in cuts if len(cut)]
+
+
+def _premises_worth_sharing(split: EncodedSplit) -> Premises | None:
+    if not len(split):
+        return None
+    premises = premises_of(split, np.arange(len(split)))
+    return premises if premises.saved_share(split.lengths) >= LEAST_SAVED else None
 
 
 def logits_of_batches(
@@ -138,6 +144,6 @@ def _logits_of(
     """Return logits [B, classes] on the model's device."""
     device = next(model.parameters()).device
     shares = model.shares_beginnings and has_neighbours(split, batch)
-    row = rows_sharing_premises(split, batch) if shares else packed_rows(split, batch)[0]
+    row, _ = rows_sharing_premises(split, batch) if shares else packed_rows(split, batch)
     with autocast(device.type, inference.dtype):
         return model(row.to(device))

@@ -19,7 +19,7 @@ from xnli_gpt.errors import UsageError
 from xnli_gpt.evaluation.logits import Inference
 from xnli_gpt.fine_tuning.configuration import FineTuning
 from xnli_gpt.training.distributed import Ranks
-from xnli_gpt.training.options import TrainingMachineOptions
+from xnli_gpt.training.options import RecipeOptions, TrainingMachineOptions
 from xnli_gpt.training.run_folder import RunFolder
 from xnli_gpt.training.signals import StopSignals
 
@@ -113,6 +113,17 @@ def require_attention(machine: TrainingMachineOptions, device: torch.device | No
         problems.append("`attention` varlen: needs `dtype` bfloat16 or float16")
     if problems:
         raise UsageError(problems)
+
+
+def require_one_order(recipe: RecipeOptions) -> None:
+    """Raise UsageError where the options ask for two orders of the examples at once."""
+    if recipe.group_premises and recipe.sampling == "even":
+        raise UsageError(
+            [
+                "`group_premises` with `sampling` even: whole premises come once an epoch, and "
+                "even sampling draws pairs of small sets several times; leave one of the two out"
+            ]
+        )
 
 
 def require_within_windows(attention: str, trunk: nn.Module, longest: int) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from xnli_gpt.choices import AUTO
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.loading import pick_training_examples
-from xnli_gpt.data.packing import packed_rows
+from xnli_gpt.data.packing import packed_rows, rows_sharing_premises
+from xnli_gpt.data.premises import premises_of
 from xnli_gpt.data.tokenizer import first_end_of_text
 from xnli_gpt.devices import emulation_warning, words_about_precision
 from xnli_gpt.evaluation.logits import Inference
@@ -102,15 +103,19 @@ def training_positions(config: FineTuning, data: JoinedDatasets) -> np.ndarray:
     return pick_training_examples(config.data.max_train_examples, config.recipe.seed, data.train)
 
 
-def training_examples(config: FineTuning, data: JoinedDatasets) -> Examples:
-    """Return the examples to train on, in the order of their rows."""
-    split, chosen = data.train, training_positions(config, data)
-    is_even = config.recipe.sampling == "even"
+def training_examples(
+    config: FineTuning, data: JoinedDatasets, shares_premises: bool = False
+) -> Examples:
+    """Return the examples to train on, in the order of their rows; with `shares_premises` the
+    premise that neighbours in a batch have in common stands once."""
+    split, chosen, recipe = data.train, training_positions(config, data), config.recipe
+    row_of = rows_sharing_premises if shares_premises else packed_rows
     return Examples(
         split.lengths[chosen],
         np.asarray(split.labels)[chosen],
-        lambda positions: packed_rows(split, chosen[positions]),
-        positions_of_sets(data.train_sets[chosen]) if is_even else None,
+        lambda positions: row_of(split, chosen[positions]),
+        positions_of_sets(data.train_sets[chosen]) if recipe.sampling == "even" else None,
+        premises_of(split, chosen) if recipe.group_premises else None,
     )
 
 
@@ -170,7 +175,10 @@ def make_trainer(
     ranks, save, dtype = inputs.ranks, resumption.save, inputs.precision.dtype
     require_within_windows(config.machine.attention, model.pretrained_model, data.longest_row)
     per_step = examples_per_step(config.recipe, ranks.world_size, save)
-    examples = training_examples(config, data)
+    groups_premises = config.recipe.group_premises
+    if groups_premises and not model.shares_beginnings:
+        print("note: premises are drawn whole, but this attention computes each for all its pairs")
+    examples = training_examples(config, data, groups_premises and model.shares_beginnings)
     trainer = Trainer(
         model,
         optimizer,

@@ -47,17 +47,26 @@ class GroupedAttention:
             places.append((tokens * config.num_heads + heads).flatten())  # [B·H·T]
             real.append(group.real[:, None].expand(-1, config.num_heads, -1).flatten())
         index, real = torch.cat(places), torch.cat(real)
-        # A beginning that examples share is answered in all of them, and any of these will do.
-        inverse = torch.empty(len(row.input_ids) * config.num_heads, dtype=torch.int64)
-        inverse[index[real]] = real.nonzero()[:, 0]
+        size = len(row.input_ids) * config.num_heads
+        copies = real.nonzero()[:, 0]
+        if self.shares:
+            # A beginning that examples share has a copy in each of them, asked and answered alike:
+            # of the answers the first is taken.
+            copies = copies[index[copies].argsort(stable=True)]
+            counts = torch.bincount(index[copies], minlength=size)
+            firsts = counts.cumsum(0) - counts  # [N·H]
+            self.copies, self.firsts = copies.to(device), firsts.to(device)
+            copies = copies[firsts]
+        inverse = torch.empty(size, dtype=torch.int64)
+        inverse[index[copies]] = copies
+        answered = torch.zeros_like(real).index_fill_(0, copies, True)
         self.index, self.inverse = index.to(device), inverse.to(device)
-        self.index_of_grad = torch.where(real, index, len(inverse)).to(device)
+        self.index_of_grad = torch.where(answered, index, size).to(device)
 
     # Its batches change with every row: compiled code would be made anew each time.
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
         window = window_of(self.config, layer)
-        assert not (self.shares and q.requires_grad), "gradients of shared beginnings"
         if q.size(1) != k.size(1):
             return self._from_last_tokens(q, k, v, window)
         return _GroupedProducts.apply(q, k, v, self, window)
@@ -69,6 +78,12 @@ class GroupedAttention:
     def scattered(self, x: Tensor, shape: torch.Size) -> Tensor:
         """Do the inverse of `gathered`."""
         return x.index_select(0, self.inverse).view(shape)
+
+    def summed(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Return the gradient [1, N, H, d] of what `gathered` has copied into x [B·H·T, d]."""
+        if not self.shares:
+            return self.scattered(x, shape)
+        return F.embedding_bag(self.copies, x, self.firsts, mode="sum").view(shape)
 
     def batches(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yield every group's part [B·H, T, d] of each gathered tensor."""
@@ -99,7 +114,8 @@ class GroupedAttention:
 
 
 class _Gather(torch.autograd.Function):
-    """`gathered`, with its inverse as the backward pass: nothing flows back from padding."""
+    """`gathered`, with the sum over copies as the backward pass: nothing flows back from
+    padding."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, grouped: GroupedAttention) -> Tensor:
@@ -109,7 +125,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.grouped.scattered(grad, ctx.shape), None
+        return ctx.grouped.summed(grad, ctx.shape), None
 
 
 class _GroupedProducts(torch.autograd.Function):
@@ -157,7 +173,13 @@ class _GroupedProducts(torch.autograd.Function):
             # beta 0: what stands in grad_q and grad_k before is not read.
             torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=scale, out=grad_q)
             torch.baddbmm(grad_k, grad_scores.mT, q, beta=0, alpha=scale, out=grad_k)
-        return *(grouped.scattered(x, shape) for x in grads), None, None
+        grad_q, grad_k, grad_v = grads
+        return (
+            grouped.scattered(grad_q, shape),
+            grouped.summed(grad_k, shape),
+            grouped.summed(grad_v, shape),
+            *(None, None),
+        )
 
 
 @lru_cache(maxsize=64)

@@ -22,17 +22,21 @@ def attention_rule(
     window: int,
     positions: Tensor | None = None,
     block: int = WINDOW_BLOCK,
+    branches: Tensor | None = None,
 ) -> Callable[..., Tensor]:
     """Return which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of
     `block` tokens.
 
-    Blocks are counted along the row, or by `positions` [T] where documents count their own.
+    Blocks are counted along the row, or by `positions` [T] where documents count their own. With
+    `branches` [T] a document is a beginning (-1) and continuations that don't see each other.
     """
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         visible = query >= key
         if docs is not None:
             visible = visible & (docs[query] == docs[key])
+        if branches is not None:
+            visible = visible & ((branches[key] < 0) | (branches[key] == branches[query]))
         if positions is not None:
             query, key = positions[query], positions[key]
         return visible & (key // block > query // block - window)
@@ -57,8 +61,8 @@ def document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    N = sum(row.lengths)
-    lengths = torch.tensor(row.lengths)
+    N = len(row.input_ids)
+    lengths = torch.tensor(row.doc_lengths)
     begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)  # [N]
     query_blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK)  # [Q]
     first_blocks = begins[query_blocks * WINDOW_BLOCK] // WINDOW_BLOCK  # [Q]
@@ -79,7 +83,7 @@ def pooled_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
     at, since there are few queries."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    N, B = sum(row.lengths), len(row.last)
+    N, B = len(row.input_ids), len(row.last)
     blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK, device=row.last.device)
     queries = next_multiple(B, WINDOW_BLOCK) // WINDOW_BLOCK
     indices = blocks.int().expand(1, 1, queries, -1).contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,37 +30,58 @@ class PackedRow:
     docs: Tensor  # [N], the number of the example, or of the examples that share a beginning
     last: Tensor  # [B], where each example ends; the filler left out
     lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
+    doc_lengths: tuple[int, ...]  # of each doc
     # Where beginnings are shared: where the tokens of all examples stand in the row, one example
-    # after the other.
+    # after the other; and [N] the continuation that a token is of, -1 in a beginning.
     places: Tensor | None = None
+    branches: Tensor | None = None
 
     @classmethod
-    def sharing(cls, input_ids: Tensor, docs: Sequence[tuple[int, Sequence[int]]]) -> PackedRow:
+    def sharing(
+        cls, input_ids: Tensor, docs: Sequence[tuple[int, Sequence[int]]], multiple: int = 1
+    ) -> PackedRow:
         """Pack examples that share their beginnings: each doc is the tokens of a beginning, and
-        then those of every continuation, as `input_ids` [N] has them.
+        then those of every continuation, as `input_ids` [N] has them. N is filled up to a
+        `multiple`.
 
         Raises ValueError where the lengths are not those of the row.
         """
-        positions, places, lengths, sizes, end = [], [], [], [], 0
+        B, filler = sum(len(continuations) for _, continuations in docs), -len(input_ids) % multiple
+        if filler:
+            input_ids, docs = F.pad(input_ids, (0, filler)), [*docs, (0, [filler])]
+        positions, places, branches, lengths, end = [], [], [], [], 0
         for beginning, continuations in docs:
             shared = torch.arange(end, end + beginning)
             positions.append(torch.arange(beginning))
+            branches.append(torch.full((beginning,), -1))
             end += beginning
             for length in continuations:
                 positions.append(torch.arange(beginning, beginning + length))
+                branches.append(torch.full((length,), len(lengths)))
                 places += [shared, torch.arange(end, end + length)]
                 lengths.append(beginning + length)
                 end += length
-            sizes.append(beginning + sum(continuations))
         if end != len(input_ids) or min(lengths, default=0) < 1:
             raise ValueError(
                 f"docs of {end} tokens, for {len(input_ids)} ids: expected one token or more an "
                 "example, and all of them"
             )
         places, ends = torch.cat(places), torch.tensor(lengths).cumsum(0)
-        numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))  # [N]
-        last = places[ends - 1]
-        return cls(input_ids, torch.cat(positions), numbers, last, tuple(lengths), places)
+        doc_lengths = tuple(first + sum(others) for first, others in docs)
+        numbers = torch.arange(len(docs)).repeat_interleave(torch.tensor(doc_lengths))  # [N]
+        positions = torch.cat(positions)
+        # The filler may be longer than any example may be.
+        positions[len(positions) - filler :] = 0
+        return cls(
+            input_ids,
+            positions,
+            numbers,
+            places[ends[:B] - 1],
+            tuple(lengths),
+            doc_lengths,
+            places,
+            torch.cat(branches),
+        )
 
     @classmethod
     def of(cls, input_ids: Tensor, lengths: Sequence[int], multiple: int = 1) -> PackedRow:
@@ -89,6 +110,7 @@ class PackedRow:
             docs.to(device),
             (ends[:B] - 1).to(device),
             lengths,
+            lengths,
         )
 
     def to(self, device: torch.device) -> PackedRow:
@@ -100,9 +122,8 @@ class PackedRow:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackedRow:
-        tensors = map(change, (self.input_ids, self.positions, self.docs, self.last))
-        places = None if self.places is None else change(self.places)
-        return PackedRow(*tensors, self.lengths, places)
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 def pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:

@@ -17,11 +17,11 @@ class FlexRowAttention:
     """A packed row's attention by FlexAttention with a document mask: what suits a GPU."""
 
     def __init__(self, config: GPTConfig, row: PackedRow):
-        assert row.places is None, "its masks know no shared beginnings"
         self.config = config
 
         def rule(window: int) -> Callable[..., Tensor]:
-            return attention_rule(row.docs, window, row.positions, config.window_block)
+            block = config.window_block
+            return attention_rule(row.docs, window, row.positions, block, row.branches)
 
         self.masks = {window: document_mask(row, rule(window)) for window in set(config.windows)}
         self.pooled_masks = {
@@ -84,6 +84,8 @@ ROW_ATTENTION = {
     "flex": FlexRowAttention,
     "varlen": VarlenRowAttention,
 }
+# Those that know examples which share their beginning.
+SHARING_ATTENTION = ("groups", "flex")
 DEFAULT_ROW_ATTENTION = {"cpu": "groups", "cuda": "flex"}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xnli_gpt.data.premises import cut_by_premises
 from xnli_gpt.training.distributed import ALONE, Ranks
 from xnli_gpt.training.losses import IGNORED_LABEL
 from xnli_gpt.training.order import Examples, cut_by_tokens, dropout_masks
@@ -68,12 +69,17 @@ class StepCutter:
         recipe, examples = self.recipe, self.examples
         lengths = examples.lengths[indices]
         masks = dropout_masks(recipe.seed, step, len(indices), self.dropout_width, recipe.dropout)
-        share = self.ranks.share_of(lengths)
+        premises = None if examples.premises is None else examples.premises.of(indices)
+        share = self.ranks.share_of(lengths, premises)
         # A rank that gets none at the end of an epoch takes part with one that counts nothing.
         counts = len(share) > 0
         share = share if counts else np.zeros(1, dtype=int)
         micro_batches, most_tokens = [], 0
-        for cut in cut_by_tokens(lengths[share], max_tokens):
+        if premises is None:
+            cuts = cut_by_tokens(lengths[share], max_tokens)
+        else:
+            cuts = cut_by_premises(lengths[share], premises.of(share), max_tokens)
+        for cut in cuts:
             positions = share[cut]
             inputs, labels = examples.get_batch(indices[positions])
             mask = None if masks is None else masks[torch.from_numpy(positions)]

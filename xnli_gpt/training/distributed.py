@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xnli_gpt.data.premises import Premises
 from xnli_gpt.errors import RunError, TrainingError
 from xnli_gpt.messages import reason_of
 from xnli_gpt.training.optimizer import with_gradients
@@ -87,9 +88,14 @@ class Ranks:
             self.any(False)
         return result
 
-    def share_of(self, lengths: np.ndarray) -> np.ndarray:
-        """Return this rank's positions among a step's examples, dealt out from the longest on."""
-        return np.argsort(-lengths, kind="stable")[self.rank :: self.world_size]
+    def share_of(self, lengths: np.ndarray, premises: Premises | None = None) -> np.ndarray:
+        """Return this rank's positions among a step's examples, dealt out from the longest on;
+        with `premises`, each with all its examples."""
+        if premises is None:
+            return np.argsort(-lengths, kind="stable")[self.rank :: self.world_size]
+        groups = premises.groups()
+        own = self.share_of(premises.tokens_once(lengths))
+        return np.concatenate([np.empty(0, dtype=np.int64), *(groups[number] for number in own)])
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by the sum of all ranks', and return it."""

@@ -34,6 +34,11 @@ class RecipeOptions:
         "of several datasets; even: as many examples of each an epoch",
         choices=("proportional", "even"),
     )
+    group_premises: bool = option(
+        False,
+        "draw premises with all their pairs, not pairs: each is computed once (faster; another "
+        "order, so another result)",
+    )
     freeze_backbone: bool = option(False, "train the head alone (a probe)")
     seed: int = option(0, "of head, order and dropout", low=0, high=2**32 - 1)
 

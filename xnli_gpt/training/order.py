@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xnli_gpt.data.premises import Premises
 from xnli_gpt.training.recipe import steps_per_epoch
 
 # (positions in the split) -> what the model takes (with `to` and `pin_memory`), labels [B]
@@ -24,14 +25,17 @@ class Examples:
     get_batch: GetBatch
     # Positions of the sets that an epoch has as many examples of; None: every example once.
     even_sets: Sequence[np.ndarray] | None = None
+    # Where premises are drawn, with all their examples; None: examples are drawn.
+    premises: Premises | None = None
 
 
 class ExampleOrder:
     """Which examples a step has: every one once an epoch, in a new order each.
 
-    With `even_sets`, the positions of every set's examples, an epoch has as many steps, but as
-    many examples of each set: those of a small one come several times, and of a large one others
-    in the next epoch.
+    With `even_sets`, an epoch has as many steps, but as many examples of each set: those of a
+    small one come several times, and of a large one others in the next epoch. With `premises`, it
+    has as many steps, as equal as whole premises allow; only a premise of more examples than a step
+    is drawn in parts.
     """
 
     def __init__(
@@ -40,24 +44,51 @@ class ExampleOrder:
         examples_per_step: int,
         seed: int,
         even_sets: Sequence[np.ndarray] | None = None,
+        premises: Premises | None = None,
     ):
+        assert even_sets is None or premises is None
         self.num_examples, self.examples_per_step = num_examples, examples_per_step
         self.seed, self.even_sets = seed, even_sets
         self.epoch_steps = steps_per_epoch(num_examples, examples_per_step)
-        self._latest: tuple[int, np.ndarray] | None = None
+        self._drawn_together = None
+        if premises is not None:
+            # No part is larger than an equal share: of the nearest ends, no two are the same.
+            most = num_examples // self.epoch_steps
+            self._drawn_together = [
+                part
+                for group in premises.groups()
+                for part in np.split(group, range(most, len(group), most))
+            ]
+        self._latest: tuple[int, list[np.ndarray]] | None = None
 
     def of_step(self, step: int) -> np.ndarray:
         """Return positions [B], by nothing but the seed and the step."""
         epoch, step_in_epoch = divmod(step, self.epoch_steps)
         if self._latest is None or self._latest[0] != epoch:
             self._latest = (epoch, self._of_epoch(epoch))
-        first = step_in_epoch * self.examples_per_step
-        return self._latest[1][first : first + self.examples_per_step]
+        return self._latest[1][step_in_epoch]
 
-    def _of_epoch(self, epoch: int) -> np.ndarray:
+    def _of_epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the positions of every step."""
         generator = np.random.default_rng([self.seed, epoch])
+        if self._drawn_together is not None:
+            return self._whole_premises(generator)
         if self.even_sets is None:
-            return generator.permutation(self.num_examples)
+            order = generator.permutation(self.num_examples)
+        else:
+            order = self._evenly_drawn(generator, epoch)
+        return np.split(order, range(self.examples_per_step, len(order), self.examples_per_step))
+
+    def _whole_premises(self, generator: np.random.Generator) -> list[np.ndarray]:
+        drawn = [self._drawn_together[i] for i in generator.permutation(len(self._drawn_together))]
+        ends = np.cumsum([0, *map(len, drawn)])
+        # A step ends with the premise nearest to where equal steps would end.
+        equal = np.arange(1, self.epoch_steps) * self.num_examples / self.epoch_steps
+        after = np.searchsorted(ends, equal)
+        is_nearer = ends[after] - equal < equal - ends[after - 1]
+        return np.split(np.concatenate(drawn), ends[np.where(is_nearer, after, after - 1)])
+
+    def _evenly_drawn(self, generator: np.random.Generator, epoch: int) -> np.ndarray:
         # What does not divide evenly goes to the last sets.
         shares = np.diff(
             np.arange(len(self.even_sets) + 1) * self.num_examples // len(self.even_sets)

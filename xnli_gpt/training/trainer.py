@@ -70,7 +70,11 @@ class Trainer:
     def __post_init__(self) -> None:
         recipe, examples = self.recipe, self.examples
         self.order = ExampleOrder(
-            len(examples.lengths), recipe.examples_per_step, recipe.seed, examples.even_sets
+            len(examples.lengths),
+            recipe.examples_per_step,
+            recipe.seed,
+            examples.even_sets,
+            examples.premises,
         )
         self.cutter = StepCutter(recipe, examples, self.model.dropout_width, self.ranks)
         self.on_gpu = next(self.model.parameters()).device.type == "cuda"
