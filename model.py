@@ -38,6 +38,7 @@ from xnli_gpt.network.heads import HEADS
 from xnli_gpt.network.layers import (
     LOGIT_CAPS,
     CastedLinear,
+    Embedding,
     Rotary,
     RotaryTables,
     TokenEmbedding,
@@ -224,7 +225,7 @@ class GPTTrunk(nn.Module):
         self.scalars = None if scalars is None else nn.Parameter(scalars)
         self.positions = None
         if config.learned_positions:
-            self.positions = TokenEmbedding(config.max_seq_len, config.model_dim)
+            self.positions = Embedding(config.max_seq_len, config.model_dim)
         self.rotary = None if config.rotary == "none" else Rotary(config)
         self.final_norm = NORMS[config.norm](config)
         self.smear = Smear(config.smear) if config.smear is not None else None

@@ -30,6 +30,7 @@ from xnli_gpt.training.recipe import (
 from xnli_gpt.training.records import Records
 from xnli_gpt.training.state import TrainState
 from xnli_gpt.training.step import train_step
+from xnli_gpt.training.table_rows import TableRows
 from xnli_gpt.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 
 VOCAB, NUM_CLASSES = 40, 3
@@ -103,7 +104,8 @@ def cut_as(cut, recipe, step, indices, data, width) -> StepBatches:
         row, labels = data.get_batch(indices[positions])
         micro_batches.append(MicroBatch(row, labels, None if masks is None else masks[positions]))
         total += float(weights[labels].sum())
-    return StepBatches(micro_batches, total, len(indices), max_tokens=1 << 20, most_tokens=0)
+    table_rows = TableRows.of([batch.inputs.input_ids for batch in micro_batches])
+    return StepBatches(micro_batches, total, len(indices), 1 << 20, 0, table_rows)
 
 
 def one_step(model, recipe, data, cut, step=5, scaler=None, learning_rate=0.1):

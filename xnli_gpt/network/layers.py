@@ -101,7 +101,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight.type_as(x), None if bias is None else bias.type_as(x))
 
 
-class TokenEmbedding(nn.Embedding):
+class Embedding(nn.Embedding):
     """torch's, which on the meta device draws no values: its normal distribution there would
     import torch's compiler, for a second."""
 
@@ -109,6 +109,10 @@ class TokenEmbedding(nn.Embedding):
         """Fill the weight with random values where it has values."""
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+class TokenEmbedding(Embedding):
+    """A table with a row for every token, of which a step reads few."""
 
 
 class CastedLinear(nn.Linear):

@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from xnli_gpt.data.premises import cut_by_premises
+from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.training.distributed import ALONE, Ranks
 from xnli_gpt.training.losses import IGNORED_LABEL
 from xnli_gpt.training.order import Examples, cut_by_tokens, dropout_masks
 from xnli_gpt.training.recipe import Recipe
+from xnli_gpt.training.table_rows import TableRows
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass takes."""
 
-    inputs: object
+    inputs: PackedRow
     labels: Tensor  # [B]
     dropout_mask: Tensor | None  # [B, width]
 
@@ -49,10 +51,13 @@ class StepBatches:
     num_examples: int  # of all ranks
     max_tokens: int
     most_tokens: int  # of the largest micro-batch
+    table_rows: TableRows
 
     def pin_memory(self) -> StepBatches:
         """Return the same in memory that a GPU fetches by itself."""
-        return replace(self, micro_batches=[one.pin_memory() for one in self.micro_batches])
+        micro_batches = [one.pin_memory() for one in self.micro_batches]
+        table_rows = self.table_rows.pin_memory()
+        return replace(self, micro_batches=micro_batches, table_rows=table_rows)
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,14 @@ class StepCutter:
             labels = labels if counts else torch.full_like(labels, IGNORED_LABEL)
             micro_batches.append(MicroBatch(inputs, labels, mask))
             most_tokens = max(most_tokens, int(lengths[positions].sum()))
-        total_weight = _weight_of(examples.labels[indices], recipe.weight_of_class)
-        return StepBatches(micro_batches, total_weight, len(indices), max_tokens, most_tokens)
+        return StepBatches(
+            micro_batches,
+            _weight_of(examples.labels[indices], recipe.weight_of_class),
+            len(indices),
+            max_tokens,
+            most_tokens,
+            TableRows.of([batch.inputs.input_ids for batch in micro_batches]),
+        )
 
 
 def _weight_of(labels: np.ndarray, weight_of_class: tuple[float, ...] | None) -> float:

@@ -134,8 +134,8 @@ class Ranks:
         dist.all_gather(all_values, padded_values)
         rows = torch.cat([r[: int(n)] for r, n in zip(all_rows, counts, strict=True)])
         values = torch.cat([v[: int(n)] for v, n in zip(all_values, counts, strict=True)])
-        summed = torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False)
-        return summed.coalesce()
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            return torch.sparse_coo_tensor(rows[None], values, gradient.shape).coalesce()
 
     @contextlib.contextmanager
     def _reaching_others(self) -> Iterator[None]:

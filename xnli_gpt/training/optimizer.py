@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xnli_gpt.choices import EMBEDDING_UPDATES
+from xnli_gpt.network.layers import TokenEmbedding
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -115,8 +116,8 @@ def configure_optimizers(
     """Make AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, scalars and biases.
 
     Every group keeps its `lr_scale` (the trunk's is `backbone_lr_scale`), which
-    `set_learning_rate` applies at every step. Frozen parameters are left out. The embeddings of
-    `model` are made to give sparse gradients: a step touches few of their rows.
+    `set_learning_rate` applies at every step. Frozen parameters are left out. The tables of
+    `model` by token are made to give sparse gradients: a step touches few of their rows.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -125,7 +126,7 @@ def configure_optimizers(
             is_matrix = parameter.dim() >= 2 and "embed" not in name
             groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, TokenEmbedding):
             module.sparse = True
     optimizer = RowAdamW(
         [

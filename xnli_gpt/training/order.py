@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from xnli_gpt.data.premises import Premises
+from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.training.recipe import steps_per_epoch
 
-# (positions in the split) -> what the model takes (with `to` and `pin_memory`), labels [B]
-GetBatch = Callable[[np.ndarray], tuple[object, Tensor]]
+# (positions in the split) -> what the model takes, labels [B]
+GetBatch = Callable[[np.ndarray], tuple[PackedRow, Tensor]]
 
 
 @dataclass(frozen=True)

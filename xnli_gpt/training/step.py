@@ -17,6 +17,7 @@ from xnli_gpt.training.losses import LOSSES
 from xnli_gpt.training.optimizer import with_gradients
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.state import StepResult
+from xnli_gpt.training.table_rows import TableGradients
 
 
 def train_step(
@@ -34,10 +35,13 @@ def train_step(
     device = next(model.parameters()).device
     optimizer.zero_grad(set_to_none=True)
     total_loss = torch.zeros((), device=device)
-    for batch in batches.micro_batches:
+    tables = TableGradients(model, batches.table_rows.to(device))
+    for number, batch in enumerate(batches.micro_batches):
         loss = loss_of(batch, batches.total_weight, model, recipe)
         scaler.scale(loss).backward()
+        tables.take(number)
         total_loss += loss.detach()
+    tables.hand_over()
     try:
         ranks.sum_gradients(optimizer)
         return apply_gradient(optimizer, scaler, recipe, ranks.all_reduce(total_loss))

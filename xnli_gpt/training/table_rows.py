@@ -1,0 +1,87 @@
+"""The rows of embedding tables that a step reads, found on the host: a GPU would be waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The distinct tokens of a step, and in each micro-batch the places of every token."""
+
+    ids: Tensor  # [U], ascending
+    places: tuple[Tensor, ...]  # of each micro-batch [N], where its tokens stand, ordered by id
+    firsts: tuple[Tensor, ...]  # [U], where in `places` those of each distinct token begin
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> TableRows:
+        """Return those of the ids [N] of every micro-batch."""
+        distinct = np.unique(np.concatenate([ids.numpy() for ids in rows]))
+        orders = [np.argsort(ids.numpy(), kind="stable") for ids in rows]
+        firsts = [
+            np.searchsorted(ids.numpy()[order], distinct)
+            for ids, order in zip(rows, orders, strict=True)
+        ]
+        return cls(
+            torch.from_numpy(distinct),
+            tuple(map(torch.from_numpy, orders)),
+            tuple(map(torch.from_numpy, firsts)),
+        )
+
+    def pin_memory(self) -> TableRows:
+        """Return the same in memory that a GPU fetches by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> TableRows:
+        """Return the same on a device, without waiting for the copy where memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TableRows:
+        places, firsts = (tuple(map(change, of_all)) for of_all in (self.places, self.firsts))
+        return TableRows(change(self.ids), places, firsts)
+
+
+class TableGradients:
+    """Sums the sparse gradients of a model's tables over the micro-batches of a step.
+
+    `coalesce` would give the same, and make the host wait for the device to tell how many rows
+    there are.
+    """
+
+    def __init__(self, model: nn.Module, rows: TableRows):
+        self.rows = rows
+        self.tables = [
+            module.weight
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) and module.sparse
+        ]
+        self.summed: dict[nn.Parameter, Tensor] = {}
+
+    def take(self, micro_batch: int) -> None:
+        """Take over what the backward pass of a micro-batch has left."""
+        places, firsts = self.rows.places[micro_batch], self.rows.firsts[micro_batch]
+        for table in self.tables:
+            if table.grad is None:
+                continue
+            values = table.grad._values()  # [N, D], in the order of the tokens
+            assert len(values) == len(places), "a table is read once for every token"
+            table.grad = None
+            summed = F.embedding_bag(places, values, firsts, mode="sum")  # [U, D]
+            before = self.summed.get(table)
+            self.summed[table] = summed if before is None else before.add_(summed)
+
+    def hand_over(self) -> None:
+        """Give every table its gradient, in which each row stands once."""
+        indices = self.rows.ids[None]
+        # Checks would wait for the device; left out without a word, torch 2.11 warns of it.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            for table, values in self.summed.items():
+                table.grad = torch.sparse_coo_tensor(
+                    indices, values, table.shape, is_coalesced=True
+                )
