@@ -143,9 +143,7 @@ class XNLIClassifier:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         spans = premise_spans(rows, self.encoding)
         split = EncodedSplit(np.concatenate(rows), offsets, spans, no_labels)
-        batches = batches_of_rank(
-            self.model, split, self.inference.ranks, self.inference.max_tokens
-        )
+        batches = batches_of_rank(self.model, split, self.inference)
         logits = torch.empty(len(rows), len(self.classes))
         logits[torch.from_numpy(np.concatenate(batches))] = logits_of_batches(
             self.model, split, batches, len(self.classes), self.inference
