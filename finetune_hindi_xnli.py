@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from xnli_gpt.choices import AUTO, SPLITS
+from xnli_gpt.choices import SPLITS
 from xnli_gpt.commands import Command, Problems, end_process, printed_by_main_process
 from xnli_gpt.data.names import dataset_names, problems_of_datasets
 from xnli_gpt.fine_tuning.configuration import FineTuning
@@ -48,13 +48,13 @@ from xnli_gpt.data.loading import Wanted, load_datasets
 from xnli_gpt.devices import device_of, precision_of, words_about_precision
 from xnli_gpt.errors import UsageError
 from xnli_gpt.files import own_folder, save_json
+from xnli_gpt.fine_tuning.attention import require_attention, set_up
 from xnli_gpt.fine_tuning.inputs import (
     Inputs,
     Run,
     encoding_of,
     folder_of,
     read_best,
-    require_attention,
     require_folders,
     require_one_order,
     require_rows_for_tokens,
@@ -73,7 +73,6 @@ from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.training.config_file import RunFacts, repeatable_flags, write_config
 from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks
 from xnli_gpt.training.loggers import require_loggers
-from xnli_gpt.training.options import TrainingMachineOptions
 from xnli_gpt.training.resumption import Resumption
 from xnli_gpt.training.self_check import self_check
 from xnli_gpt.training.signals import Stopped, StopSignals
@@ -141,8 +140,8 @@ def load_pretrained_model(
     config = configuration_of(FineTuning, vars(args))
     info, trunk = read_checkpoint(config)
     device = device_of(config.machine.device)
-    put_trunk(model, trunk or random_trunk(info, config.recipe.seed), config, device)
     dtype = precision_of(config.machine.dtype, device).dtype
+    put_trunk(model, trunk or random_trunk(info, config.recipe.seed), config, device, dtype)
     return model, *make_optimizer(model, config, dtype)
 
 
@@ -153,19 +152,17 @@ def random_trunk(info: dict, seed: int) -> GPTBatched:
 
 
 def put_trunk(
-    model: GPTClassification, trunk: GPTBatched, config: FineTuning, device: torch.device
+    model: GPTClassification,
+    trunk: GPTBatched,
+    config: FineTuning,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Give a model its trunk, on a device, and frozen where the head alone is trained."""
-    set_up(trunk, config.machine)
+    set_up(trunk, config, device, dtype)
     is_trained = not config.recipe.freeze_backbone
     model.pretrained_model = trunk.to(device).requires_grad_(is_trained)
     model.to(device)
-
-
-def set_up(trunk: GPTBatched, machine: TrainingMachineOptions) -> None:
-    """Set how a trunk computes, which changes no result."""
-    trunk.gradient_checkpointing = machine.gradient_checkpointing
-    trunk.row_attention = None if machine.attention == AUTO else machine.attention
 
 
 def build_model(info: dict, num_classes: int, seed: int, head: str = "mlp") -> GPTClassification:
@@ -187,8 +184,9 @@ def model_of_checkpoint(run: Run, saved: dict | None) -> GPTClassification:
         gpt_config = GPTConfig.from_dict(config)
         model = GPTClassification(GPTBatched(gpt_config), len(run.data.classes), gpt_config.head)
     ranks.broadcast_model(model)
-    set_up(model.pretrained_model, run.config.machine)
-    return model.to(run.inputs.device)
+    inputs = run.inputs
+    set_up(model.pretrained_model, run.config, inputs.device, inputs.precision.dtype)
+    return model.to(inputs.device)
 
 
 def train_and_score(run: Run) -> None:
@@ -228,7 +226,7 @@ def train(run: Run, resumption: Resumption) -> tuple[TrainState, dict | None]:
     config, inputs, data = run.config, run.inputs, run.data
     model = build_model(inputs.info, len(data.classes), config.recipe.seed, config.recipe.head)
     trunk = inputs.take_trunk() or random_trunk(inputs.info, config.recipe.seed)
-    put_trunk(model, trunk, config, inputs.device)
+    put_trunk(model, trunk, config, inputs.device, inputs.precision.dtype)
     optimizer, scaler = make_optimizer(model, config, inputs.precision.dtype)
     if resumption.save is None:
         check = self_check(trunk, data.train, inputs.encoding)

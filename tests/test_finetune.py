@@ -1,6 +1,7 @@
 """The entry point as a user meets it: flags, errors, whole runs, and the files they leave."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -35,13 +36,14 @@ from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.errors import UsageError
 from xnli_gpt.evaluation import validation
 from xnli_gpt.evaluation.logits import Inference, evaluate_split, split_logits
+from xnli_gpt.fine_tuning.attention import fastest_attention, require_within_windows
 from xnli_gpt.fine_tuning.configuration import FineTuning
-from xnli_gpt.fine_tuning.inputs import require_within_windows
 from xnli_gpt.fine_tuning.setup import make_recipe
 from xnli_gpt.options import plain_values
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.training import compiling
 from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.options import RecipeOptions
 from xnli_gpt.training.resumption import examples_per_step
 from xnli_gpt.training.trainer import Trainer
 
@@ -500,6 +502,33 @@ def test_varlen_takes_half_precisions_and_pairs_within_the_windows(assets, tmp_p
     require_within_windows("varlen", trunk, 896)
     with pytest.raises(UsageError, match="a pair of 897 tokens, beyond the window of 896"):
         require_within_windows("varlen", trunk, 897)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "changes", "expected"),
+    [
+        ("cuda", torch.bfloat16, (9, 0), {}, "varlen"),
+        ("cuda", torch.float16, (8, 6), {}, "varlen"),
+        ("cuda", torch.float16, (7, 0), {}, None),
+        ("cuda", torch.float32, (9, 0), {}, None),
+        ("cpu", torch.bfloat16, None, {}, None),
+        ("cuda", torch.bfloat16, (9, 0), {"max_seq_len": 897}, None),
+        ("cuda", torch.bfloat16, (9, 0), {"windows": (14, 3)}, None),
+        ("cuda", torch.bfloat16, (9, 0), {"head_dim": 12}, None),
+        ("cuda", torch.bfloat16, (9, 0), {"group_premises": True}, None),
+    ],
+)
+def test_the_fastest_attention_is_one_that_gives_the_same(
+    device, dtype, capability, changes, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    changes = dict(changes)
+    recipe = RecipeOptions(group_premises=changes.pop("group_premises", False))
+    network = GPTConfig.of_family(
+        "small", vocab_size=99, num_layers=6, num_heads=2, model_dim=256, max_seq_len=512
+    )
+    network = dataclasses.replace(network, **changes)
+    assert fastest_attention(network, recipe, torch.device(device), dtype) == expected
 
 
 @pytest.mark.parametrize("choice", ["auto", "never"])

@@ -14,12 +14,12 @@ from xnli_gpt.choices import EVALUATION_TOKENS
 from xnli_gpt.data.encoded import JoinedDatasets
 from xnli_gpt.data.names import short_name
 from xnli_gpt.data.tokenizer import PairEncoding, load_pair_encoding, pair_encoding
-from xnli_gpt.devices import Precision, precision_of
+from xnli_gpt.devices import Precision
 from xnli_gpt.errors import UsageError
 from xnli_gpt.evaluation.logits import Inference
 from xnli_gpt.fine_tuning.configuration import FineTuning
 from xnli_gpt.training.distributed import Ranks
-from xnli_gpt.training.options import RecipeOptions, TrainingMachineOptions
+from xnli_gpt.training.options import RecipeOptions
 from xnli_gpt.training.run_folder import RunFolder
 from xnli_gpt.training.signals import StopSignals
 
@@ -102,19 +102,6 @@ def require_rows_for_tokens(encoding: PairEncoding, info: dict, name: str) -> No
         )
 
 
-def require_attention(machine: TrainingMachineOptions, device: torch.device | None) -> None:
-    """Raise UsageError for a way of computing attention that the device or precision lacks."""
-    name, problems = machine.attention, []
-    if device is None:
-        return
-    if name in ("flex", "varlen") and device.type == "cpu":
-        problems.append(f"`attention` {name}: has no backward pass on a CPU; leave the flag out")
-    if name == "varlen" and precision_of(machine.dtype, device).dtype is torch.float32:
-        problems.append("`attention` varlen: needs `dtype` bfloat16 or float16")
-    if problems:
-        raise UsageError(problems)
-
-
 def require_one_order(recipe: RecipeOptions) -> None:
     """Raise UsageError where the options ask for two orders of the examples at once."""
     if recipe.group_premises and recipe.sampling == "even":
@@ -122,18 +109,6 @@ def require_one_order(recipe: RecipeOptions) -> None:
             [
                 "`group_premises` with `sampling` even: whole premises come once an epoch, and "
                 "even sampling draws pairs of small sets several times; leave one of the two out"
-            ]
-        )
-
-
-def require_within_windows(attention: str, trunk: nn.Module, longest: int) -> None:
-    """Raise UsageError where a row is longer than a window, which varlen does not know."""
-    within = trunk.config.tokens_within_windows
-    if attention == "varlen" and longest > within:
-        raise UsageError(
-            [
-                f"`attention` varlen: a pair of {longest} tokens, beyond the window of {within}; "
-                "use flex, or a smaller `block_size`"
             ]
         )
 

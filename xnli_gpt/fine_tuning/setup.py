@@ -20,8 +20,9 @@ from xnli_gpt.evaluation.logits import Inference
 from xnli_gpt.evaluation.metrics import main_metrics
 from xnli_gpt.evaluation.validation import Validation
 from xnli_gpt.files import FINE_TUNED_KIND
+from xnli_gpt.fine_tuning.attention import require_within_windows
 from xnli_gpt.fine_tuning.configuration import FineTuning
-from xnli_gpt.fine_tuning.inputs import Run, require_within_windows
+from xnli_gpt.fine_tuning.inputs import Run
 from xnli_gpt.options import plain_values
 from xnli_gpt.training.compiling import is_compiled
 from xnli_gpt.training.config_file import data_flags

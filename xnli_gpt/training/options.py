@@ -56,7 +56,9 @@ class TrainingMachineOptions(DeviceOptions):
         choices=(AUTO, "always", "never"),
     )
     attention: str = option(
-        AUTO, "groups (CPU), flex or varlen (cuda)", choices=(AUTO, *ROW_ATTENTION)
+        AUTO,
+        "groups (CPU), flex or varlen (cuda); auto: the fastest",
+        choices=(AUTO, *ROW_ATTENTION),
     )
     gradient_checkpointing: bool = option(False, "less memory for a third more time")
     embedding_update: str = option(
