@@ -28,7 +28,7 @@ from xnli_gpt.training.recipe import (
     steps_per_epoch,
 )
 from xnli_gpt.training.records import Records
-from xnli_gpt.training.state import TrainState
+from xnli_gpt.training.state import PendingStep, TrainState
 from xnli_gpt.training.step import train_step
 from xnli_gpt.training.table_rows import TableRows
 from xnli_gpt.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
@@ -346,7 +346,7 @@ class Run:
             records,
             TrainState(max_tokens_per_batch=max_tokens_per_batch),
         )
-        self.state = trainer.train()
+        self.trainer, self.state = trainer, trainer.train()
 
     @property
     def lines(self) -> list[dict]:
@@ -988,3 +988,56 @@ def test_a_loss_that_nobody_has_looked_at_is_not_told_as_nan(capsys):
         line.show(state, epoch=0.3)
     first, *_, last = capsys.readouterr().out.splitlines()
     assert "loss" not in first and "loss 0.5000" in last
+
+
+@pytest.mark.parametrize("embedding_update", ["exact", "lazy"])
+def test_memory_taken_ahead_changes_no_bit_and_nothing_is_taken_later(model, embedding_update):
+    expected = copy.deepcopy(model)
+    options = dict(learning_rate=1e-2, embedding_update=embedding_update)
+    optimizer = configure_optimizers("cpu", model, **options)
+    optimizer.allocate()
+    taken = {
+        (number, name): value.data_ptr()
+        for number, state in enumerate(optimizer.state.values())
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+    dense = {table: gradient.data_ptr() for table, gradient in optimizer._dense_gradients.items()}
+    assert len(dense) == (0 if embedding_update == "lazy" else 4)
+    Run(model, recipe_of(num_steps=3, learning_rate=1e-2), optimizer=optimizer)
+    other = configure_optimizers("cpu", expected, **options)
+    Run(expected, recipe_of(num_steps=3, learning_rate=1e-2), optimizer=other)
+    for one, two in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, two)
+    for number, state in enumerate(optimizer.state.values()):
+        assert all(
+            taken[number, name] == value.data_ptr()
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+        )
+    assert dense == {t: gradient.data_ptr() for t, gradient in optimizer._dense_gradients.items()}
+
+
+class LateEvent:
+    """Stands in for a CUDA event: counts who waits for it."""
+
+    def __init__(self):
+        self.waited = 0
+
+    def synchronize(self):
+        self.waited += 1
+
+
+def test_losses_of_the_last_steps_are_not_waited_for(model):
+    run = Run(model, recipe_of(num_steps=1))
+    trainer, events = run.trainer, [LateEvent() for _ in range(10)]
+    trainer.state.pending = [
+        PendingStep(step, 0.1, False, torch.tensor([float(step), 1.0]), event)
+        for step, event in enumerate(events)
+    ]
+    trainer.state.losses.clear()
+    trainer._settle(all_but=4)
+    assert [event.waited for event in events] == [1] * 6 + [0] * 4
+    assert trainer.state.losses == [0, 1, 2, 3, 4, 5]
+    trainer._settle()
+    assert [event.waited for event in events] == [1] * 10 and not trainer.state.pending

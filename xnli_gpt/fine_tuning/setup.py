@@ -264,6 +264,7 @@ def fit_to_machine(
         print("compiling: about a minute, several on a busy machine", flush=True)
         compile_trunk(model.pretrained_model)
         compile_ahead(model, recipe, examples)
+    trainer.optimizer.allocate()
     budget = machine.max_tokens_per_batch or find_max_tokens(model, recipe, examples)
     # The same on all ranks: the smallest.
     budget = min(trainer.ranks.all_gather_object(budget))

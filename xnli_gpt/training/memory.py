@@ -22,7 +22,8 @@ ACTIVATIONS_PER_UNIT = 32
 
 def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int:
     """Return the tokens that a forward and backward pass may take: on a CPU those of some gigabytes
-    of activations, on a GPU what a trial pass on the longest examples says that memory holds."""
+    of activations, on a GPU what a trial pass on the longest examples says that memory holds, once
+    the optimizer has taken its own."""
     device = next(model.parameters()).device
     config = model.pretrained_model.config
     itemsize = recipe.dtype.itemsize
@@ -42,8 +43,8 @@ def find_max_tokens(model: nn.Module, recipe: Recipe, examples: Examples) -> int
     model.zero_grad(set_to_none=True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     torch.cuda.empty_cache()
-    # Gradients and two moments, float32, are not there yet.
-    free = torch.cuda.mem_get_info(device)[0] - 3 * 4 * trained
+    # Gradients, float32, are not there yet; the optimizer's moments are.
+    free = torch.cuda.mem_get_info(device)[0] - 4 * trained
     within_memory = GPU_MEMORY_SHARE * free / per_token
     return int(min(MAX_TOKENS, max(examples.lengths.max(), within_memory)))
 

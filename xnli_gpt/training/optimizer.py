@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,28 @@ class RowAdamW(torch.optim.AdamW):
     they would have, but the moves of the steps in between are left out.
     """
 
-    def __init__(self, params: object, embedding_update: str = "exact", **options: object):
+    def __init__(
+        self,
+        params: object,
+        embedding_update: str = "exact",
+        tables: Sequence[nn.Parameter] = (),
+        **options: object,
+    ):
         assert embedding_update in EMBEDDING_UPDATES, embedding_update
         super().__init__(params, fused=True, **options)
         self.embedding_update = embedding_update
+        self.tables = set(tables)  # those whose gradients will be sparse, as far as known
         self._dense_gradients: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def allocate(self) -> None:
+        """Take all memory of the updates now, so that what is left is known before the first."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                rests = parameter in self.tables and self.embedding_update == "lazy"
+                self._allocate_moments(parameter, rests)
+                if parameter in self.tables and not rests:
+                    self._dense_gradient_of(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -40,7 +57,8 @@ class RowAdamW(torch.optim.AdamW):
                     if self.embedding_update == "lazy":
                         resting.append((group, parameter, rows, values))
                     else:
-                        parameter.grad = self._as_dense(parameter, rows, values)
+                        dense = self._dense_gradient_of(parameter)
+                        parameter.grad = dense.index_copy_(0, rows, values)
                         touched.append((parameter, rows))
         # All memory is taken before anything moves: there is no half of an update.
         self._allocate()
@@ -60,31 +78,36 @@ class RowAdamW(torch.optim.AdamW):
         return found is not None and bool(found)
 
     def _allocate(self) -> None:
-        """The moments of all dense gradients, as the first update would make them."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if parameter.grad is not None and not state:
-                    state["step"] = torch.zeros((), device=parameter.device)
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+        """Make the moments of all dense gradients, as the first update would."""
+        for parameter in with_gradients(self):
+            self._allocate_moments(parameter)
 
-    def _as_dense(self, parameter: nn.Parameter, rows: Tensor, values: Tensor) -> Tensor:
+    def _allocate_moments(self, parameter: nn.Parameter, rests: bool = False) -> None:
+        """Make the moments of a parameter as its first update would; of a table whose rows rest,
+        with the step that each row moved at."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0 if rests else torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if rests:
+                state["last_step"] = torch.zeros(
+                    len(parameter), dtype=torch.int32, device=parameter.device
+                )
+
+    def _dense_gradient_of(self, table: nn.Parameter) -> Tensor:
         """A gradient of the table's shape. Its memory is kept and is zero between steps, since
         filling it anew would cost half as much as the update."""
-        if parameter not in self._dense_gradients:
-            self._dense_gradients[parameter] = torch.zeros_like(parameter)
-        return self._dense_gradients[parameter].index_copy_(0, rows, values)
+        if table not in self._dense_gradients:
+            self._dense_gradients[table] = torch.zeros_like(table)
+        return self._dense_gradients[table]
 
     def _moved_rows(
         self, group: dict, table: nn.Parameter, rows: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The new values and moments of `rows` [U], each [U, D]."""
+        self._allocate_moments(table, rests=True)
         state = self.state[table]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-            state["last_step"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         # Loading a state makes a tensor of the number.
         step = int(state["step"]) + 1
         beta1, beta2 = group["betas"]
@@ -125,15 +148,16 @@ def configure_optimizers(
             scale = backbone_lr_scale if name.startswith("pretrained_model.") else 1.0
             is_matrix = parameter.dim() >= 2 and "embed" not in name
             groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
-    for module in model.modules():
-        if isinstance(module, TokenEmbedding):
-            module.sparse = True
+    tables = [module for module in model.modules() if isinstance(module, TokenEmbedding)]
+    for table in tables:
+        table.sparse = True
     optimizer = RowAdamW(
         [
             {"params": params, "weight_decay": decay, "lr_scale": scale}
             for (scale, decay), params in groups.items()
         ],
         embedding_update=embedding_update,
+        tables=[table.weight for table in tables],
         lr=learning_rate,
         betas=(0.9, 0.999),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
 # The rate that is shown is that of so much time of training.
@@ -26,7 +27,25 @@ class PendingStep:
 
     step: int
     learning_rate: float
-    result: StepResult
+    skipped: bool
+    numbers: Tensor  # [2], the loss and the gradient's norm, on the host
+    copied: torch.cuda.Event | None  # when they are there; None: they are
+
+    @classmethod
+    def of(cls, step: int, learning_rate: float, result: StepResult) -> PendingStep:
+        """Return a step with its numbers on their way to the host, which does not wait for them."""
+        numbers = torch.stack([result.loss, result.grad_norm])
+        copied = None
+        if numbers.is_cuda:
+            numbers, copied = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+        return cls(step, learning_rate, result.skipped, numbers, copied)
+
+    def loss_and_norm(self) -> tuple[float, float]:
+        """Return the loss and the gradient's norm, waiting for this step and no later one."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return tuple(self.numbers.tolist())
 
 
 class RecentRate:

@@ -29,8 +29,9 @@ from xnli_gpt.training.step import train_step
 MAX_SKIPPED_IN_A_ROW = 20
 # Steps prepared ahead of the one that is computed.
 PREFETCHED_STEPS = 4
-# On a GPU a loss is looked at so many steps late: the host does not wait for it.
-PENDING_STEPS = 16
+# On a GPU so many losses at once are looked at, but for those of the last steps: the host would
+# wait for them, and the device then for the host.
+PENDING_STEPS, LATEST_STEPS = 16, 4
 
 
 class Validation(Protocol):
@@ -109,8 +110,10 @@ class Trainer:
         self.model.train()
         result = self._train_step_within_memory(batches)
         self._count(result, batches.num_examples)
-        if not self.on_gpu or self._evaluation_is_due() or len(state.pending) >= PENDING_STEPS:
+        if not self.on_gpu or self._evaluation_is_due():
             self._settle()
+        elif len(state.pending) >= PENDING_STEPS:
+            self._settle(all_but=LATEST_STEPS)
         seconds = time.perf_counter() - started
         state.train_seconds += seconds
         state.recent.add(seconds, batches.num_examples)
@@ -222,22 +225,21 @@ class Trainer:
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed float16 (last loss "
                 f"{float(result.loss)}): use `dtype` bfloat16 or float32, or lower `learning_rate`"
             )
-        state.pending.append(PendingStep(state.step, state.learning_rate, result))
+        state.pending.append(PendingStep.of(state.step, state.learning_rate, result))
 
-    def _settle(self) -> None:
-        """Look at the losses since the last look and write them down.
+    def _settle(self, all_but: int = 0) -> None:
+        """Look at the losses since the last look, but for those of the last steps, and write them
+        down.
 
         Raises TrainingError where training diverged.
         """
         state = self.state
-        if not state.pending:
-            return
-        steps, state.pending = state.pending, []
-        results = [one.result for one in steps]
-        numbers = torch.stack([torch.stack([r.loss, r.grad_norm]) for r in results]).tolist()
-        for one, (loss, norm) in zip(steps, numbers, strict=True):
+        looked_at = len(state.pending) - all_but
+        steps, state.pending = state.pending[:looked_at], state.pending[looked_at:]
+        for one in steps:
+            loss, norm = one.loss_and_norm()
             self.records.add_step(one.step, _step_numbers(one, loss, norm))
-            if one.result.skipped:
+            if one.skipped:
                 continue
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
@@ -302,5 +304,5 @@ def _step_numbers(one: PendingStep, loss: float, norm: float) -> dict[str, objec
         "loss": loss if math.isfinite(loss) else None,
         "learning_rate": one.learning_rate,
         "grad_norm": norm if math.isfinite(norm) else None,
-        **({"skipped": True} if one.result.skipped else {}),
+        **({"skipped": True} if one.skipped else {}),
     }
