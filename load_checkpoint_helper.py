@@ -120,7 +120,7 @@ from xnli_gpt.checkpoints.safetensors_files import write_safetensors
 from xnli_gpt.checkpoints.source import head_count
 from xnli_gpt.checkpoints.storages import check_finite, read_weights
 from xnli_gpt.messages import listed, shown
-from xnli_gpt.network.config import SCALARS_PER_LAYER, GPTConfig, next_multiple
+from xnli_gpt.network.config import GPTConfig, next_multiple
 
 DEFAULT_MAX_SEQ_LEN = 1024
 BLOCK_NAME = re.compile(r"(?:^|\.)(?:blocks|h|layers)\.\d+\.")
@@ -150,9 +150,10 @@ def load_pretrained_checkpoint(
     """
     asked = Asked(num_heads, max_seq_len, family)
     info, checkpoint, state = _read_checkpoint(Path(path), asked, device)
+    config = config_of(info)
     if "scalars" in state:
-        state["scalars"] = state["scalars"][: SCALARS_PER_LAYER * info["num_layers"]].clone()
-    return GPTBatched.from_state_dict(config_of(info), state), info, checkpoint
+        state["scalars"] = state["scalars"][: config.num_scalars].clone()
+    return GPTBatched.from_state_dict(config, state), info, checkpoint
 
 
 def inspect_checkpoint(
@@ -211,7 +212,7 @@ def _read_checkpoint(
         "head_count_from": heads_from,
         "max_seq_len": config.max_seq_len,
         "scalars_size": num_scalars,
-        "scalars_padding": max(0, num_scalars - SCALARS_PER_LAYER * config.num_layers),
+        "scalars_padding": max(0, num_scalars - config.num_scalars),
         "attention_layers": list(config.attention_layers),
         "num_parameters": sum(t.numel() for t in state.values()),
         "num_block_parameters": sum(t.numel() for k, t in state.items() if BLOCK_NAME.search(k)),
@@ -260,7 +261,10 @@ def _relative_config(
     of_user = "n_head" if asked.num_heads else "usual head size"
     heads_from = "its own" if "H" in clues.sizes else of_user
     clues = replace(clues, sizes={**clues.sizes, "H": heads})
-    sizes, facts = clues.sizes, family.facts(clues)
+    try:
+        sizes, facts = clues.sizes, family.facts(clues)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: of format {family.name}, but {error}") from error
     if sizes["D"] % heads and "head_dim" not in facts:
         raise CheckpointError(f"{path}: {heads} heads do not cut a width of {sizes['D']}")
     sized = {

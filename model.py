@@ -19,7 +19,8 @@ of modded-nanogpt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,10 +29,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xnli_gpt.network.config import (
-    SCALARS_PER_LAYER,
     VOCAB_MULTIPLE,
     GPTConfig,
-    initial_scalars,
+    initial_scalars_of,
     next_multiple,
 )
 from xnli_gpt.network.heads import HEADS
@@ -49,7 +49,7 @@ from xnli_gpt.network.layers import (
 )
 from xnli_gpt.network.masks import attention_rule, dense_mask
 from xnli_gpt.network.packed_row import PackedRow, pack_padded
-from xnli_gpt.network.parts import MLPS, NORMS
+from xnli_gpt.network.parts import MLPS, NORMS, Smear, token_before
 from xnli_gpt.network.row_attention import (
     DEFAULT_ROW_ATTENTION,
     ROW_ATTENTION,
@@ -179,7 +179,7 @@ class TrainingScriptBlock(nn.Module):
     def before_attention(
         self,
         x: Tensor,
-        x0: Tensor,
+        x0: tuple[Tensor, ...],
         value_embedding: Tensor | None,
         lambdas: Tensor | None,
         sa_lambdas: Tensor | None,
@@ -189,11 +189,14 @@ class TrainingScriptBlock(nn.Module):
         """The mixed stream [B, T, D], where there is attention q, k, v [B, T, H, d], and the gate
         of what it gives.
 
-        x, x0 [B, T, D], lambdas and sa_lambdas [2]. With `pooled` [P] the output is computed at
-        these places alone: the stream is [B, P, D], and q has P places.
+        x and every x0 [B, T, D], lambdas one more than there are x0, and sa_lambdas [2]. With
+        `pooled` [P] the output is computed at these places alone: the stream is [B, P, D], and q
+        has P places.
         """
         if lambdas is not None:
-            x = lambdas[0] * x + lambdas[1] * x0
+            x = lambdas[0] * x
+            for place, embedding in enumerate(x0, start=1):
+                x = x + lambdas[place] * embedding
         heads = gate = None
         if self.attn is not None:
             heads, gate = self.attn(x, value_embedding, sa_lambdas, rotary, pooled)
@@ -215,19 +218,25 @@ class GPTTrunk(nn.Module):
         super().__init__()
         self.config = config
         self.embed = TokenEmbedding(config.vocab_size, config.model_dim)
+        self.more_embeds = nn.ModuleList(
+            TokenEmbedding(config.vocab_size, config.model_dim)
+            for _ in range(config.num_embeddings - 1)
+        )
         self.value_embeds = nn.ModuleList(
             TokenEmbedding(config.vocab_size, config.kv_dim) for _ in range(config.num_value_embeds)
         )
         self.blocks = nn.ModuleList(
             TrainingScriptBlock(config, layer) for layer in range(config.num_layers)
         )
-        scalars = initial_scalars(config.num_layers) if config.mixes else None
+        scalars = initial_scalars_of(config.scalar_shapes) if config.mixes else None
         self.scalars = None if scalars is None else nn.Parameter(scalars)
         self.positions = None
         if config.learned_positions:
             self.positions = Embedding(config.max_seq_len, config.model_dim)
         self.rotary = None if config.rotary == "none" else Rotary(config)
-        self.final_norm = NORMS[config.norm](config)
+        # A mix of two layers has normed both of them.
+        has_mix = config.final_layer is not None
+        self.final_norm = nn.Identity() if has_mix else NORMS[config.norm](config)
         self.smear = Smear(config.smear) if config.smear is not None else None
         self.backout = nn.Parameter(torch.zeros(1)) if config.backout else None
         self.gradient_checkpointing = False
@@ -250,9 +259,9 @@ class GPTTrunk(nn.Module):
         return self.features_of(self.embed_tokens(input_ids), docs, windows)
 
     def embed_tokens(self, input_ids: Tensor) -> list[Tensor]:
-        """Return all that the network reads from ids [B, T]: the embedding and the value
+        """Return all that the network reads from ids [B, T]: the embeddings and the value
         embeddings, each [B, T, D]."""
-        return [self.embed(input_ids), *(table(input_ids) for table in self.value_embeds)]
+        return [table(input_ids) for table in (self.embed, *self.more_embeds, *self.value_embeds)]
 
     def features_of(
         self,
@@ -315,14 +324,16 @@ class GPTTrunk(nn.Module):
         positions: Tensor,
         attend: AttentionFn,
         pooled: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
         """`embed_tokens`' result, positions [T] -> [B, T, D]; with `pooled` [P] only these:
-        [B, P, D].
+        [B, P, D]. `before` [T] is where the token before stands, if elsewhere than one place back.
 
         The stream has the dtype of the surrounding autocast, as it had in pretraining.
         """
-        embedding, *value_embeddings = embeddings  # [B, T, D] each
-        device_type = embedding.device.type
+        count = self.config.num_embeddings
+        (first, *others), value_embeddings = embeddings[:count], embeddings[count:]  # [B, T, D]
+        device_type = first.device.type
         dtype = self.embed.weight.dtype
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
@@ -330,38 +341,47 @@ class GPTTrunk(nn.Module):
         with torch.autocast(device_type, enabled=False):
             value_embeddings = [values.to(dtype) for values in value_embeddings]
             if self.positions is not None:
-                embedding = embedding + self.positions(positions)
+                first = first + self.positions(positions)
+            x0 = (first, *others)
             if self.config.norm_embedding:
-                embedding = rms_norm(embedding)
-            x0 = embedding.to(dtype)  # [B, T, D]
+                x0 = tuple(rms_norm(embedding) for embedding in x0)
+            x0 = tuple(embedding.to(dtype) for embedding in x0)  # [B, T, D] each
             if self.smear is not None:
-                x0 = self.smear(x0, positions)
+                x0 = (self.smear(x0[0], positions, before), *x0[1:])
             rotary = None if self.rotary is None else self.rotary(positions)
-            x = self._through_blocks(x0, value_embeddings, rotary, attend, pooled)
-            return self.final_norm(x)
+            # A smear at the end reads one token more than is returned.
+            places = None if self.config.final_smear else pooled
+            x = self._through_blocks(x0, value_embeddings, rotary, attend, places)
+            x = self.final_norm(x)
+            if self.config.final_smear:
+                share = self._mixing_weights()["final_smear"][0]
+                x = x + share * token_before(x, positions, before)
+                x = x if pooled is None else x[:, pooled]
+            return x
 
     def _through_blocks(
         self,
-        x0: Tensor,
+        x0: tuple[Tensor, ...],
         value_embeddings: list[Tensor],
         rotary: RotaryTables | None,
         attend: AttentionFn,
         pooled: Tensor | None,
     ) -> Tensor:
         L = self.config.num_layers
-        skip_weights, lambdas, sa_lambdas = self._mixing_weights()
+        weights = self._mixing_weights()
+        lambdas, sa_lambdas = weights["block_lambdas"], weights["value_lambdas"]
         skips = {block: (source, weight) for block, source, weight in self.config.skips}
-        sources = {source for source, _ in skips.values()}
+        sources = {source for source, _ in skips.values()} | {self.config.reused_layer}
         table_of_layer = dict(self.config.value_embed_layers)
 
         if self.config.value_of_first_layer:
             attend, values = _with_values_kept(attend)
-        x = x0  # [B, T, D]
+        x = x0[0]  # [B, T, D]
         outputs = {}
         for i, block in enumerate(self.blocks):
             if i in skips:
                 source, weight = skips[i]
-                x = x + skip_weights[weight] * outputs[source]
+                x = x + weights["skip_weights"][weight] * outputs[source]
             value_embedding = value_embeddings[table_of_layer[i]] if i in table_of_layer else None
             if self.config.value_of_first_layer:
                 # The first layer's own values are what it would be mixed with.
@@ -372,42 +392,28 @@ class GPTTrunk(nn.Module):
             )
             if i in sources:
                 outputs[i] = x
-            if self.backout is not None and i == L // 2:
-                middle = x
+        if self.config.reused_layer is None:
+            return x
+        earlier = outputs[self.config.reused_layer]
+        earlier = earlier if pooled is None else earlier[:, pooled]
         if self.backout is not None:
-            x = x - self.backout.type_as(x) * (middle if pooled is None else middle[:, pooled])
-        return x
+            return x - self.backout.type_as(x) * earlier
+        own, of_earlier = weights["final_lambdas"]
+        return own * rms_norm(x) + of_earlier * rms_norm(earlier)
 
-    def _mixing_weights(self) -> tuple[Sequence, Sequence, Sequence]:
-        """Return the skip weights [L], the lambdas of blocks [L, 2] and of values [L, 2]; None in
-        their places where the network has none."""
-        L = self.config.num_layers
+    def _mixing_weights(self) -> Mapping[str, Sequence]:
+        """Return the parts of `scalars` by their names, of the shapes that the config says; None
+        in their places where the network has none."""
+        shapes = self.config.scalar_shapes
         if self.scalars is None:
-            return ([None] * L,) * 3
-        skip_weights, lambdas, sa_lambdas = self.scalars.split([L, 2 * L, 2 * L])
-        return skip_weights, lambdas.view(L, 2), sa_lambdas.view(L, 2)
+            return {name: [None] * shape[0] for name, shape in shapes.items()}
+        parts = self.scalars.split([math.prod(shape) for shape in shapes.values()])
+        return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
     def _block(self, block: TrainingScriptBlock, *inputs: object) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
-
-
-class Smear(nn.Module):
-    """Adds to every token some of the one before it, by a gate that reads the first channels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.gate = CastedLinear(channels, 1)
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Add to x [B, T, D] a share of the token before, where `positions` [T], counted from the
-        beginning of each example, say that there is one."""
-        before = F.pad(x[:, :-1], (0, 0, 1, 0))
-        before = before * (positions > 0)[:, None].type_as(x)
-        gate = torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [B, T, 1]
-        return x + self.weight.type_as(x) * gate * before
 
 
 class GPTFlexAttention(GPTTrunk):
@@ -552,8 +558,7 @@ class GPTBatched(GPTTrunk):
     @property
     def shares_beginnings(self) -> bool:
         """Return whether examples of a row may share their beginnings (`PackedRow.sharing`)."""
-        # A smear reads the token before, which of a continuation stands elsewhere.
-        return self.smear is None and self._row_attention() in SHARING_ATTENTION
+        return self._row_attention() in SHARING_ATTENTION
 
     def _row_attention(self) -> str:
         device_type = self.embed.weight.device.type
@@ -563,7 +568,8 @@ class GPTBatched(GPTTrunk):
         """Return the final normalised hidden state of every example's last token, [B, D].
 
         No example sees another one, and positions and windows count from its beginning: the
-        result is that of the example alone. The last block computes only what is returned.
+        result is that of the example alone. The last block computes only what is returned, unless
+        a smear at the end reads more.
         """
         longest = max(row.lengths[: len(row.last)])
         if longest > self.config.max_seq_len:
@@ -573,7 +579,7 @@ class GPTBatched(GPTTrunk):
             )
         attend = ROW_ATTENTION[self._row_attention()](self.config, row)
         embeddings = self.embed_tokens(row.input_ids[None])
-        return self._hidden_states(embeddings, row.positions, attend, row.last)[0]
+        return self._hidden_states(embeddings, row.positions, attend, row.last, row.before)[0]
 
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]
@@ -689,4 +695,4 @@ def _drop_scalar_padding(
 ) -> None:
     name = prefix + "scalars"
     if name in state_dict:
-        state_dict[name] = state_dict[name][: SCALARS_PER_LAYER * module.config.num_layers]
+        state_dict[name] = state_dict[name][: module.config.num_scalars]

@@ -992,7 +992,8 @@ def test_a_run_takes_the_weights_that_it_inspected(tmp_path, change):
     inputs = finetune.check_inputs(config, problems)
     change(path)
     model = finetune.build_model(inputs.info, 3, seed=0)
-    finetune.put_trunk(model, inputs.take_trunk(), config, inputs.device)
+    dtype = inputs.precision.dtype
+    finetune.put_trunk(model, inputs.take_trunk(), config, inputs.device, dtype)
     assert_holds(model.pretrained_model, "medium", tiny_state("medium"))
     assert inputs.trunk is None, "else it would outlive the model"
 

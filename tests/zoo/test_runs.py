@@ -53,7 +53,12 @@ def llama(folder):
     return checkpoint, small_run.train_tokenizer(checkpoint / "tokenizer.json", 300)
 
 
-MADE = {"nanochat": nanochat, "gpt2": gpt2, "llama": llama}
+def smearing(folder):
+    """A record whose network mixes two embeddings, and smears at its end."""
+    return write_entry("M6b", folder), small_run.train_tokenizer(folder / "bytes.json", 300)
+
+
+MADE = {"nanochat": nanochat, "gpt2": gpt2, "llama": llama, "smearing": smearing}
 
 
 @pytest.fixture(scope="module", params=MADE)

@@ -7,14 +7,18 @@ import shutil
 
 import pytest
 import torch
-from zoo_files import DRAWN, FILES, REFUSED, SUPPORTED, numbers_of, path_of, state_of, write_entry
+from zoo_files import DRAWN, FILES, SUPPORTED, numbers_of, path_of, state_of, write_entry
 
 from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoint
+from model import GPTClassification, GPTFlexAttention
 from xnli_gpt.checkpoints.families import RELATIVES
 from xnli_gpt.errors import CheckpointError
+from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.network.packed_row import PackedRow, pack_padded
 
 WITH_WINDOWS = [name for name in SUPPORTED if "window_ids" in numbers_of(name)]
+# One of each way to mix embeddings and layers, and to look at the token before.
+MIXING = ["R5", "M4", "M5", "M6b", "nanochat-5"]
 RELATIVES_DRAWN = [name for name in DRAWN if name in SUPPORTED and name != "group-sft-small"]
 
 
@@ -69,15 +73,20 @@ def test_batches_of_any_shape_give_the_same_features(tmp_path, name):
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_examples_that_share_their_beginning_have_the_same_features(tmp_path, name):
     trunk, _, _ = load_pretrained_checkpoint(path_of(name, tmp_path))
-    if not trunk.shares_beginnings:
-        pytest.skip("its smear reads the token before")
+    assert trunk.shares_beginnings
     one, other = numbers_of(name)["ids"].long()[:2]
-    docs = [(70, [30, 20]), (5, [100])]
-    examples = [one[:100], torch.cat([one[:70], other[:20]]), other[:105]]
-    ids = torch.cat([one[:100], other[:20], other[:105]])
+    # The second is one token longer than what it shares: a smear at its end reads the beginning.
+    docs = [(70, [30, 1, 20]), (5, [100]), (0, [1])]
+    examples = [one[:100], torch.cat([one[:70], other[:1]]), torch.cat([one[:70], other[:20]])]
+    examples += [other[:105], one[:1]]
+    ids = torch.cat([one[:100], other[:1], other[:20], other[:105], one[:1]])
+    with torch.no_grad():
+        found = trunk.pooled_features(PackedRow.sharing(ids, docs, multiple=16))
+        expected = [trunk.forward_features(example[None])[0, -1] for example in examples]
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
+    trunk.row_attention = "flex"
     with torch.no_grad():
         found = trunk.pooled_features(PackedRow.sharing(ids, docs))
-        expected = [trunk.forward_features(example[None])[0, -1] for example in examples]
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
 
 
@@ -97,10 +106,119 @@ def test_gradients_flow_into_every_weight_that_is_read(tmp_path, name):
         torch.testing.assert_close(weight.grad, direct[key], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_supported_is_named(tmp_path, name):
+@pytest.mark.parametrize("name", MIXING)
+def test_the_pretraining_form_gives_the_same_features(tmp_path, name):
+    """FlexAttention on one packed row, in which no document sees another one."""
+    trunk, _, _ = load_pretrained_checkpoint(path_of(name, tmp_path))
+    flex = GPTFlexAttention.from_config(trunk.config)
+    flex.load_state_dict(trunk.state_dict() | {"lm_head.weight": trunk.lm_head_weight})
+    numbers = numbers_of(name)
+    rows = numbers["ids"].long()
+    docs = torch.arange(2).repeat_interleave(rows.size(1))
+    every = int(numbers["every"])
+    with torch.no_grad():
+        features = flex.forward_features(rows.flatten(), docs=docs).view(*rows.shape, -1)
+        logits = flex.lm_logits(features[:, ::every])[..., : numbers["logits"].size(-1)]
+    torch.testing.assert_close(features[:, ::every], numbers["features"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, numbers["logits"], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["M5", "M6b"])
+def test_compiled_blocks_give_the_same_classes_and_gradients(tmp_path, name, monkeypatch):
+    trunk, _, _ = load_pretrained_checkpoint(path_of(name, tmp_path))
+    model = GPTClassification(trunk, 3)
+    ids, lengths = numbers_of(name)["ids"].long()[:, :40], torch.tensor([40, 23])
+
+    def logits_and_gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        logits = model(ids, lengths)
+        logits.square().sum().backward()
+        return [logits.detach(), *(weight.grad for weight in model.parameters())]
+
+    expected = logits_and_gradients()
+    compiled = []
+
+    def compile_eagerly(function, **options):
+        compiled.append(function)
+        return torch_compile(function, backend="eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    compile_trunk(trunk)
+    for found, ours in zip(logits_and_gradients(), expected, strict=True):
+        torch.testing.assert_close(found, ours, atol=1e-5, rtol=1e-4)
+    assert len(compiled) == 2 * trunk.config.num_layers
+    # As on a GPU, the walk as a whole.
+    for block in trunk.blocks:
+        del block.before_attention, block.after_attention
+    walk = torch_compile(trunk._through_blocks, backend="eager", dynamic=True)
+    monkeypatch.setattr(trunk, "_through_blocks", walk)
+    for found, ours in zip(logits_and_gradients(), expected, strict=True):
+        torch.testing.assert_close(found, ours, atol=1e-5, rtol=1e-4)
+
+
+def test_what_stands_between_two_records_is_told_by_its_scalars(tmp_path):
+    """M6 is M6b without the smear: with it, its features are those of M6b's script."""
+    state = state_of("M6b")
+    scalars = state.pop("_orig_mod.scalars")
+    smear, kept = scalars[96], torch.cat([scalars[:96], scalars[97:]])
+    path = write_entry("M6b", tmp_path, state | {"_orig_mod.scalars": kept})
+    trunk, info, _ = load_pretrained_checkpoint(path)
+    assert info["checkpoint_format"] == "M6" and info["fingerprint"]["verdict"] == "confirmed"
+    numbers = numbers_of("M6b")
+    with torch.no_grad():
+        features = trunk.forward_features(numbers["ids"].long())
+    features[:, 1:] += smear * features[:, :-1].clone()
+    found = features[:, :: int(numbers["every"])]
+    torch.testing.assert_close(found, numbers["features"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [80, 95, 97, 100, 104])
+def test_scalars_of_another_number_are_of_no_record(tmp_path, size):
+    state = state_of("M6b")
+    state["_orig_mod.scalars"] = torch.cat([state["_orig_mod.scalars"], torch.ones(9)])[:size]
+    with pytest.raises(CheckpointError, match=rf"those of M5, M6, M6b, but .*\({size},\)"):
+        inspect_checkpoint(write_entry("M6b", tmp_path, state))
+    with pytest.raises(CheckpointError, match=rf"of format M6b, but .*\({size},\), expected \(99,"):
+        inspect_checkpoint(write_entry("M6b", tmp_path, state), family="M6b")
+
+
+@pytest.mark.parametrize(("layers", "family"), [(8, "M5"), (11, "M6b")])
+def test_layers_that_a_script_can_not_have_are_refused(tmp_path, layers, family):
+    beyond = re.compile(r"\.blocks\.(\d+)\.")
+    state = {
+        name: tensor
+        for name, tensor in state_of(family).items()
+        if (match := beyond.search(name)) is None or int(match[1]) < layers
+    }
+    more = {"M5": 0, "M6b": 3}[family]
+    state["_orig_mod.scalars"] = torch.ones(6 * layers + more)
+    with pytest.raises(CheckpointError, match=f"has {layers} layers"):
+        inspect_checkpoint(write_entry(family, tmp_path, state))
+    with pytest.raises(CheckpointError, match=f"of format {family}, but {layers} layers, of which"):
+        inspect_checkpoint(write_entry(family, tmp_path, state), family=family)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "said"),
+    [
+        ("M5", 0, "skip_weights[0]"),
+        ("M5", 64 + 2 * 5 + 1, "sa_lambdas[5,1]"),
+        ("M6b", 64 + 2 * 7, "the attention of block 7 is missing"),
+    ],
+)
+def test_a_scalar_that_the_script_never_reads_speaks_against_it(tmp_path, name, index, said):
+    state = state_of(name)
+    state["_orig_mod.scalars"][index] = 0.7
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        inspect_checkpoint(write_entry(name, tmp_path, state))
+
+
+def test_a_later_script_with_two_embeddings_is_named_and_refused(tmp_path):
+    state = state_of("M5")
+    state["_orig_mod.embed.weight"] = state.pop("_orig_mod.embed1.weight")
     with pytest.raises(CheckpointError, match="a second embedding.*not supported"):
-        inspect_checkpoint(write_entry(name, tmp_path))
+        inspect_checkpoint(write_entry("M5", tmp_path, state))
 
 
 @pytest.mark.parametrize("name", RELATIVES_DRAWN)

@@ -17,9 +17,7 @@ from torch import Tensor
 ZOO = Path(__file__).parent
 DRAWN = sorted(path.stem for path in ZOO.glob("*.json"))
 FILES = {path.name.removesuffix(".pt"): path for path in sorted((ZOO / "files").iterdir())}
-# Named, and refused.
-REFUSED = ("M5", "M6b")
-SUPPORTED = [name for name in (*DRAWN, *FILES) if name not in REFUSED]
+SUPPORTED = [*DRAWN, *FILES]
 
 
 def state_of(name: str) -> dict[str, Tensor]:

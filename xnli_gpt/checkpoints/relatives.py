@@ -18,6 +18,8 @@ from xnli_gpt.errors import CheckpointError
 from xnli_gpt.messages import listed
 
 _BLOCK = re.compile(r"(?:blocks|h|layers)\.(0|[1-9][0-9]{0,3})\.")
+# A size that follows from another one, such as 4D or 6L+2.
+_PRODUCT = re.compile(r"([0-9])([A-Z])(?:\+([0-9]))?")
 
 
 def find_relative(
@@ -150,7 +152,7 @@ def _bound(
     if len(shape) != len(found):
         return shape
     for letter, number in zip(shape, found, strict=True):
-        if isinstance(letter, str) and letter not in sizes and letter[0] not in "34":
+        if isinstance(letter, str) and letter not in sizes and not _PRODUCT.fullmatch(letter):
             sizes[letter] = number
     expected = tuple(_number(letter, sizes) for letter in shape)
     return None if expected == found else expected
@@ -159,9 +161,10 @@ def _bound(
 def _number(letter: int | str, sizes: Mapping[str, int]) -> int | str:
     if isinstance(letter, int):
         return letter
-    if letter in ("3D", "4D"):
-        return int(letter[0]) * sizes["D"] if "D" in sizes else letter
-    return sizes[letter]
+    if (match := _PRODUCT.fullmatch(letter)) is None:
+        return sizes[letter]
+    factor, of, more = match.groups(default="0")
+    return int(factor) * sizes[of] + int(more) if of in sizes else letter
 
 
 def heads_or_refuse(path: Path, family: Family, clues: Clues, given: int | None) -> int:

@@ -14,12 +14,12 @@ Place = int | slice | str | None
 class TensorRule:
     """One line of a format's table; `{i}` in a name stands for a block, `{t}` for a table.
 
-    Letters in `shape`: D model width, 4D, I = heads × head size, V embedding rows, R head rows, and
-    any others, which one file must use for one number. `targets` maps our name to the part of the
-    tensor it gets (None: all of it); without any the tensor is known and not read. Where tensors of
-    several rules are stacked into one of ours, `place` is where in it this rule's part stands.
-    `is_turned` is for matrices that the file holds [in, out]. `when(block, blocks)` says which
-    blocks have it; `is_optional` ones may be missing.
+    Letters in `shape`: D model width, 4D, I = heads × head size, V embedding rows, R head rows, L
+    layers, 6L+2, and any others, which one file must use for one number. `targets` maps our name to
+    the part of the tensor it gets (None: all of it); without any the tensor is known and not read.
+    Where tensors of several rules are stacked into one of ours, `place` is where in it this rule's
+    part stands. `is_turned` is for matrices that the file holds [in, out]. `when(block, blocks)`
+    says which blocks have it; `is_optional` ones may be missing.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 
 import torch
@@ -13,7 +14,14 @@ RMS_EPS = 2.0**-23
 WINDOW_BLOCK = 128
 VOCAB_MULTIPLE = 128
 NUM_VALUE_EMBEDS = 3
-SCALARS_PER_LAYER = 5
+# What every row of a part of `scalars` is before training, by the part's name.
+INITIAL_SCALARS = {
+    "skip_weights": (1.0,),
+    "block_lambdas": (1.0, 0.0, 0.0),
+    "value_lambdas": (0.5, 0.5),
+    "final_smear": (0.0,),
+    "final_lambdas": (1.0, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,9 @@ class GPTConfig:
     attention_gate: int | None = None  # channels that it reads
     smear: int | None = None  # channels that the gate of the token before reads
     backout: bool = False
+    num_embeddings: int = 1  # that blocks mix in; a second one has a table of its own
+    final_layer: int | None = None  # whose normed output is mixed with that of the last
+    final_smear: bool = False  # adds to what the network gives some of the token before
     tied_head: bool = False
     window_block: int = WINDOW_BLOCK  # tokens that `windows` count by
 
@@ -169,7 +180,37 @@ class GPTConfig:
     @property
     def counts_positions(self) -> bool:
         """Return whether more than the distance of two tokens matters: where an example begins."""
-        return self.learned_positions or self.rotary_is_rounded or self.smear is not None
+        return self.learned_positions or self.rotary_is_rounded or self.reads_token_before
+
+    @property
+    def reads_token_before(self) -> bool:
+        """Return whether more than attention looks at another token: the one before."""
+        return self.smear is not None or self.final_smear
+
+    @property
+    def reused_layer(self) -> int | None:
+        """Return the layer whose output is mixed into the last one's, if there is one."""
+        return self.num_layers // 2 if self.backout else self.final_layer
+
+    @property
+    def num_scalars(self) -> int:
+        """Return how many values `scalars` has, without a padding."""
+        return sum(math.prod(shape) for shape in self.scalar_shapes.values())
+
+    @property
+    def scalar_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the parts that `scalars` have, in their order."""
+        L = self.num_layers
+        shapes: dict[str, tuple[int, ...]] = {
+            "skip_weights": (L,),
+            "block_lambdas": (L, 1 + self.num_embeddings),
+            "value_lambdas": (L, 2),
+        }
+        if self.final_smear:
+            shapes["final_smear"] = (1,)
+        if self.final_layer is not None:
+            shapes["final_lambdas"] = (2,)
+        return shapes
 
     @property
     def kv_dim(self) -> int:
@@ -228,4 +269,15 @@ def _check_size(family: str, num_layers: int, num_heads: int, model_dim: int) ->
 
 def initial_scalars(num_layers: int) -> Tensor:
     """Return [5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
-    return torch.tensor([1.0] * num_layers + [1.0, 0.0] * num_layers + [0.5, 0.5] * num_layers)
+    L = num_layers
+    shapes = {"skip_weights": (L,), "block_lambdas": (L, 2), "value_lambdas": (L, 2)}
+    return initial_scalars_of(shapes)
+
+
+def initial_scalars_of(shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Return the `scalars` of these parts (`GPTConfig.scalar_shapes`) before training."""
+    parts = (
+        torch.tensor(INITIAL_SCALARS[name][: shape[-1]]).expand(shape).flatten()
+        for name, shape in shapes.items()
+    )
+    return torch.cat(list(parts))

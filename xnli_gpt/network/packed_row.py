@@ -32,9 +32,11 @@ class PackedRow:
     lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
     doc_lengths: tuple[int, ...]  # of each doc
     # Where beginnings are shared: where the tokens of all examples stand in the row, one example
-    # after the other; and [N] the continuation that a token is of, -1 in a beginning.
+    # after the other; [N] the continuation that a token is of, -1 in a beginning; and [N] where
+    # the token before it stands.
     places: Tensor | None = None
     branches: Tensor | None = None
+    before: Tensor | None = None
 
     @classmethod
     def sharing(
@@ -49,15 +51,18 @@ class PackedRow:
         B, filler = sum(len(continuations) for _, continuations in docs), -len(input_ids) % multiple
         if filler:
             input_ids, docs = F.pad(input_ids, (0, filler)), [*docs, (0, [filler])]
-        positions, places, branches, lengths, end = [], [], [], [], 0
+        positions, places, branches, before, lengths, end = [], [], [], [], [], 0
         for beginning, continuations in docs:
             shared = torch.arange(end, end + beginning)
             positions.append(torch.arange(beginning))
             branches.append(torch.full((beginning,), -1))
+            before.append(shared - 1)
             end += beginning
+            beginning_end = end
             for length in continuations:
                 positions.append(torch.arange(beginning, beginning + length))
                 branches.append(torch.full((length,), len(lengths)))
+                before += [torch.tensor([beginning_end - 1]), torch.arange(end, end + length - 1)]
                 places += [shared, torch.arange(end, end + length)]
                 lengths.append(beginning + length)
                 end += length
@@ -81,6 +86,7 @@ class PackedRow:
             doc_lengths,
             places,
             torch.cat(branches),
+            torch.cat(before).clamp(min=0),
         )
 
     @classmethod

@@ -1,9 +1,10 @@
-"""What the families of the line do in different ways: norms of the stream, and MLPs."""
+"""What the families of the line do in different ways: norms of the stream, MLPs, and smears."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,3 +74,25 @@ MLPS: dict[str, Callable[[GPTConfig], nn.Module]] = {
     **dict.fromkeys(ACTIVATIONS, TrainingScriptMLP),
     "swiglu": GatedMLP,
 }
+
+
+def token_before(x: Tensor, positions: Tensor, before: Tensor | None = None) -> Tensor:
+    """Return what x [B, T, D] has of the token before, and zeros where `positions` [T], counted
+    from the beginning of each example, say that there is none. It stands one place before, or at
+    `before` [T]."""
+    shifted = F.pad(x[:, :-1], (0, 0, 1, 0)) if before is None else x[:, before]
+    return shifted * (positions > 0)[:, None].type_as(x)
+
+
+class Smear(nn.Module):
+    """Adds to every token some of the one before it, by a gate that reads the first channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gate = CastedLinear(channels, 1)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, positions: Tensor, before: Tensor | None = None) -> Tensor:
+        """Add to x [B, T, D] its share of `token_before`."""
+        gate = torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [B, T, 1]
+        return x + self.weight.type_as(x) * gate * token_before(x, positions, before)

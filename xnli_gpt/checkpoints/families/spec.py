@@ -69,7 +69,8 @@ def facts_without_extras(num_layers: int, longest: int, head_dim: int) -> dict[s
 class Family:
     """A family of checkpoints.
 
-    `facts` gives the fields of `GPTConfig` in which it differs from small, of the clues;
+    `facts` gives the fields of `GPTConfig` in which it differs from small, of the clues, or raises
+    ValueError for a size that its script can't have trained;
     `objection` a sentence why a file with all its names is not of it, or None; `heads` the number
     of heads, or None where nothing tells: then heads are of `usual_head_dim`, unless a user says
     otherwise. `tables` counts value embeddings of `{t}` in names.

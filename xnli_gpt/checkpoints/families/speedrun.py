@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,8 +48,14 @@ def ends(num_layers: int, tables: int) -> tuple[tuple[int, int], ...]:
 
 
 def facts_of(clues: Clues, pattern: str, tables: int = 3, **others: object) -> dict[str, object]:
-    """Return the facts that all records since December 2024 have in common."""
+    """Return the facts that all records since December 2024 have in common.
+
+    Raises ValueError for fewer layers than their scripts need.
+    """
     L, without = clues.sizes["L"], clues.sizes.get("no_attention")
+    least = max(2 * tables, 1 + others.get("final_layer", 0))
+    if L < least:
+        raise ValueError(f"{L} layers, of which its script needs {least} or more")
     layers = tuple(i for i in range(L) if i != without)
     return {
         "norm_attention_input": True,
@@ -114,6 +121,15 @@ FOUR = TensorRule(
     (4, "I", "D"),
     {"blocks.{i}.attn.qkv_w": slice(0, 3), "blocks.{i}.attn.c_proj.weight": 3},
 )
+MEDIUM_BODY = (
+    *(TABLES, FOUR, renamed("lm_head_w", "lm_head.weight", "R", "D")),
+    renamed("blocks.{i}.mlp.fc_w", "blocks.{i}.mlp.c_fc.weight", "4D", "D"),
+    renamed("blocks.{i}.mlp.proj_w", "blocks.{i}.mlp.c_proj.weight", "D", "4D"),
+)
+TWO_EMBEDDINGS = (
+    renamed("embed1.weight", "embed.weight", "V", "D"),
+    renamed("embed2.weight", "more_embeds.0.weight", "V", "D"),
+)
 
 
 def only(*layers: int) -> object:
@@ -149,9 +165,9 @@ def _m2(clues: Clues) -> dict[str, object]:
     return facts_of(clues, TRACK_2, **LIKE_MEDIUM)
 
 
-def _m4(clues: Clues) -> dict[str, object]:
-    cap = cap_of(clues, "algebraic")
-    return facts_of(clues, TRACK_2, tables=5, windows=(27, 13), logit_cap=cap, **LIKE_MEDIUM)
+def _m4(clues: Clues, **others: object) -> dict[str, object]:
+    facts = LIKE_MEDIUM | {"windows": (27, 13), "logit_cap": cap_of(clues, "algebraic")} | others
+    return facts_of(clues, TRACK_2, tables=5, **facts)
 
 
 def _r8(clues: Clues) -> dict[str, object]:
@@ -265,13 +281,24 @@ def _families() -> Iterable[Family]:
     r13 = (*ENDS, TABLES, same("scalars", "S"), FOUR, *TRANSPOSED_MLP)
     sqrt = {"logit_cap": "sigmoid"}
     yield Family("R13", r13, lambda c: facts_of(c, TRACK_1, **sqrt), has_lone_block=True, **plain)
-    m4 = (
-        *(same("embed.weight", "V", "D"), renamed("lm_head_w", "lm_head.weight", "R", "D")),
-        *(TABLES, same("scalars", "S"), FOUR),
-        renamed("blocks.{i}.mlp.fc_w", "blocks.{i}.mlp.c_fc.weight", "4D", "D"),
-        renamed("blocks.{i}.mlp.proj_w", "blocks.{i}.mlp.c_proj.weight", "D", "4D"),
-    )
+    m4 = (same("embed.weight", "V", "D"), same("scalars", "S"), *MEDIUM_BODY)
     yield Family("M4", m4, _m4, tables=5, has_lone_block=True, **plain)
+    two = {"num_embeddings": 2}
+    mixing_two = two | {"final_layer": 11}
+    for name, size, facts in (
+        ("M5", "6L", two),
+        ("M6", "6L+2", mixing_two),
+        ("M6b", "6L+3", mixing_two | {"final_smear": True}),
+    ):
+        yield Family(
+            name,
+            (*TWO_EMBEDDINGS, same("scalars", size), *MEDIUM_BODY),
+            partial(_m4, **facts),
+            objection=only(16),
+            tables=5,
+            has_lone_block=True,
+            **plain,
+        )
     gate = renamed("blocks.{i}.attn.attn_gate.weight", "blocks.{i}.attn.gate.weight", "H", 12)
     yield Family(
         "R14",
