@@ -51,18 +51,16 @@ class PackedRow:
         B, filler = sum(len(continuations) for _, continuations in docs), -len(input_ids) % multiple
         if filler:
             input_ids, docs = F.pad(input_ids, (0, filler)), [*docs, (0, [filler])]
-        positions, places, branches, before, lengths, end = [], [], [], [], [], 0
+        # Of every beginning and continuation its tokens, where it begins in the row and in an
+        # example, its number as a continuation, and where the token before it stands.
+        parts, places, lengths, end = [], [], [], 0
         for beginning, continuations in docs:
             shared = torch.arange(end, end + beginning)
-            positions.append(torch.arange(beginning))
-            branches.append(torch.full((beginning,), -1))
-            before.append(shared - 1)
+            parts.append((beginning, end, 0, -1, end - 1))
             end += beginning
-            beginning_end = end
+            last_shared = end - 1
             for length in continuations:
-                positions.append(torch.arange(beginning, beginning + length))
-                branches.append(torch.full((length,), len(lengths)))
-                before += [torch.tensor([beginning_end - 1]), torch.arange(end, end + length - 1)]
+                parts.append((length, end, beginning, len(lengths), last_shared))
                 places += [shared, torch.arange(end, end + length)]
                 lengths.append(beginning + length)
                 end += length
@@ -71,22 +69,24 @@ class PackedRow:
                 f"docs of {end} tokens, for {len(input_ids)} ids: expected one token or more an "
                 "example, and all of them"
             )
-        places, ends = torch.cat(places), torch.tensor(lengths).cumsum(0)
-        doc_lengths = tuple(first + sum(others) for first, others in docs)
-        numbers = torch.arange(len(docs)).repeat_interleave(torch.tensor(doc_lengths))  # [N]
-        positions = torch.cat(positions)
+        sizes, begins, firsts, branches, before = torch.tensor(parts).T
+        part = torch.arange(len(parts)).repeat_interleave(sizes)  # [N]
+        offsets = torch.arange(end) - begins[part]  # [N]
+        positions = firsts[part] + offsets
         # The filler may be longer than any example may be.
-        positions[len(positions) - filler :] = 0
+        positions[end - filler :] = 0
+        doc_lengths = tuple(first + sum(others) for first, others in docs)
+        places, ends = torch.cat(places), torch.tensor(lengths).cumsum(0)
         return cls(
             input_ids,
             positions,
-            numbers,
+            torch.arange(len(docs)).repeat_interleave(torch.tensor(doc_lengths)),
             places[ends[:B] - 1],
             tuple(lengths),
             doc_lengths,
             places,
-            torch.cat(branches),
-            torch.cat(before).clamp(min=0),
+            branches[part],
+            torch.where(offsets > 0, torch.arange(end) - 1, before[part]).clamp(min=0),
         )
 
     @classmethod
