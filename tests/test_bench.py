@@ -10,6 +10,7 @@ from shell import ROOT
 
 from benchmarks import bench, peers, start_up
 from model import GPTConfig
+from xnli_gpt.data.premises import premises_of
 
 
 def test_the_benchmark_starts_as_a_module():
@@ -49,23 +50,42 @@ def test_public_practice_really_pads_to_1024_and_ignores_the_padding():
 @pytest.fixture
 def ours(monkeypatch) -> bench.Ours:
     monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 64, 2, 512))
-    monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0)
+    monkeypatch.setitem(bench.WARM_UP_SECONDS, "cpu", 0)
     return bench.Ours(bench.Contest("test", 16, "cpu", "float32", compiled=False))
 
 
 def test_our_steps_train_and_count_real_tokens(ours):
     before = [parameter.detach().clone() for parameter in ours.model.parameters()]
-    first = ours.stream.step * 16
+    first, order = ours.trainer.state.step, ours.trainer.order
     sample = ours.sample(3)
-    assert sample["tokens"] == ours.stream.lengths[first : first + 48].sum()
+    rows = np.concatenate([order.of_step(first + step) for step in range(3)])
+    assert sample["tokens"] == ours.pairs.split.lengths[rows].sum() and sample["pairs"] == 48
     moved = [not torch.equal(a, b) for a, b in zip(before, ours.model.parameters(), strict=True)]
     assert any(moved)
     assert set(ours.parts(2)) == {"data", "forward", "backward", "clip and update"}
 
 
+def test_evaluation_is_measured_with_premises_once_and_for_every_pair(ours):
+    assert set(ours.evaluation()) == {"once", "for every pair"}
+    split = ours.pairs.split
+    premises = premises_of(split, np.arange(len(split)))
+    assert set(np.bincount(premises.numbers)) == {3}
+    assert premises.shared.sum() / split.lengths.sum() == pytest.approx(0.68, abs=0.02)
+
+
+def test_grouped_premises_are_whole_in_every_step(monkeypatch):
+    monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 64, 2, 512))
+    monkeypatch.setitem(bench.WARM_UP_SECONDS, "cpu", 0)
+    contest = bench.Contest("test", 16, "cpu", "float32", compiled=False, group_premises=True)
+    ours = bench.Ours(contest)
+    premises, step = premises_of(ours.pairs.split, np.arange(1056)), ours.trainer.order.of_step(5)
+    assert set(np.bincount(premises.numbers[step])) == {0, 3}
+    assert ours.sample(2)["pairs"] % 3 == 0
+
+
 @pytest.mark.parametrize("pairs", [64, 256])
 def test_at_most_three_percent_of_the_arithmetic_is_padding(monkeypatch, pairs):
-    monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0)
+    monkeypatch.setitem(bench.WARM_UP_SECONDS, "cpu", 0)
     # Its steps are made, not computed.
     monkeypatch.setattr(bench.Ours, "sample", lambda ours, num_steps: {})
     monkeypatch.setitem(bench.SIZES, "test", ("small", 6, 256, 2, 512))
