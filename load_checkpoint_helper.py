@@ -150,10 +150,7 @@ def load_pretrained_checkpoint(
     """
     asked = Asked(num_heads, max_seq_len, family)
     info, checkpoint, state = _read_checkpoint(Path(path), asked, device)
-    config = config_of(info)
-    if "scalars" in state:
-        state["scalars"] = state["scalars"][: config.num_scalars].clone()
-    return GPTBatched.from_state_dict(config, state), info, checkpoint
+    return GPTBatched.from_state_dict(config_of(info), state), info, checkpoint
 
 
 def inspect_checkpoint(

@@ -19,8 +19,7 @@ of modded-nanogpt.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,7 +30,6 @@ from torch.utils.checkpoint import checkpoint
 from xnli_gpt.network.config import (
     VOCAB_MULTIPLE,
     GPTConfig,
-    initial_scalars_of,
     next_multiple,
 )
 from xnli_gpt.network.heads import HEADS
@@ -48,6 +46,7 @@ from xnli_gpt.network.layers import (
     rotate,
 )
 from xnli_gpt.network.masks import attention_rule, dense_mask
+from xnli_gpt.network.mixing import INITIAL, initial_weights, join_scalars, name_scalars
 from xnli_gpt.network.packed_row import PackedRow, pack_padded
 from xnli_gpt.network.parts import MLPS, NORMS, Smear, token_before
 from xnli_gpt.network.row_attention import (
@@ -228,8 +227,10 @@ class GPTTrunk(nn.Module):
         self.blocks = nn.ModuleList(
             TrainingScriptBlock(config, layer) for layer in range(config.num_layers)
         )
-        scalars = initial_scalars_of(config.scalar_shapes) if config.mixes else None
-        self.scalars = None if scalars is None else nn.Parameter(scalars)
+        initial = initial_weights(config)
+        for name in INITIAL:
+            self.register_parameter(name, nn.Parameter(initial[name]) if name in initial else None)
+        self.register_load_state_dict_pre_hook(_name_scalars)
         self.positions = None
         if config.learned_positions:
             self.positions = Embedding(config.max_seq_len, config.model_dim)
@@ -354,8 +355,7 @@ class GPTTrunk(nn.Module):
             x = self._through_blocks(x0, value_embeddings, rotary, attend, places)
             x = self.final_norm(x)
             if self.config.final_smear:
-                share = self._mixing_weights()["final_smear"][0]
-                x = x + share * token_before(x, positions, before)
+                x = x + self.final_smear[0] * token_before(x, positions, before)
                 x = x if pooled is None else x[:, pooled]
             return x
 
@@ -368,8 +368,8 @@ class GPTTrunk(nn.Module):
         pooled: Tensor | None,
     ) -> Tensor:
         L = self.config.num_layers
-        weights = self._mixing_weights()
-        lambdas, sa_lambdas = weights["block_lambdas"], weights["value_lambdas"]
+        lambdas = self.block_lambdas if self.config.mixes else [None] * L
+        sa_lambdas = self.value_lambdas if self.config.mixes else [None] * L
         skips = {block: (source, weight) for block, source, weight in self.config.skips}
         sources = {source for source, _ in skips.values()} | {self.config.reused_layer}
         table_of_layer = dict(self.config.value_embed_layers)
@@ -381,7 +381,7 @@ class GPTTrunk(nn.Module):
         for i, block in enumerate(self.blocks):
             if i in skips:
                 source, weight = skips[i]
-                x = x + weights["skip_weights"][weight] * outputs[source]
+                x = x + self.skip_weights[weight] * outputs[source]
             value_embedding = value_embeddings[table_of_layer[i]] if i in table_of_layer else None
             if self.config.value_of_first_layer:
                 # The first layer's own values are what it would be mixed with.
@@ -398,17 +398,7 @@ class GPTTrunk(nn.Module):
         earlier = earlier if pooled is None else earlier[:, pooled]
         if self.backout is not None:
             return x - self.backout.type_as(x) * earlier
-        own, of_earlier = weights["final_lambdas"]
-        return own * rms_norm(x) + of_earlier * rms_norm(earlier)
-
-    def _mixing_weights(self) -> Mapping[str, Sequence]:
-        """Return the parts of `scalars` by their names, of the shapes that the config says; None
-        in their places where the network has none."""
-        shapes = self.config.scalar_shapes
-        if self.scalars is None:
-            return {name: [None] * shape[0] for name, shape in shapes.items()}
-        parts = self.scalars.split([math.prod(shape) for shape in shapes.values()])
-        return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+        return self.final_lambdas[0] * rms_norm(x) + self.final_lambdas[1] * rms_norm(earlier)
 
     def _block(self, block: TrainingScriptBlock, *inputs: object) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -419,8 +409,9 @@ class GPTTrunk(nn.Module):
 class GPTFlexAttention(GPTTrunk):
     """The pretraining script's own form: one packed row, FlexAttention, language-model head.
 
-    `load_state_dict(strict=True)` takes the keys of a small-format file (without a wrapper's
-    prefix), whatever the padding of its `scalars`. The size is that of the script's call, whose
+    Its state dict has the keys of a small-format file (without a wrapper's prefix), with `scalars`
+    in place of what stands there; `load_state_dict(strict=True)` takes these, whatever the padding
+    of `scalars`, and the names of the parameters. The size is that of the script's call, whose
     embedding rows are `vocab_size` padded to a multiple of 128.
     """
 
@@ -445,7 +436,7 @@ class GPTFlexAttention(GPTTrunk):
             )
         )
         self.lm_head = CastedLinear(self.config.model_dim, self.config.lm_head_rows)
-        self.register_load_state_dict_pre_hook(_drop_scalar_padding)
+        self.register_state_dict_post_hook(_join_scalars)
 
     @classmethod
     def from_config(cls, config: GPTConfig) -> GPTFlexAttention:
@@ -508,6 +499,12 @@ class GPTFlexAttention(GPTTrunk):
             return y.transpose(1, 2)
 
         return attend
+
+    @property
+    def scalars(self) -> Tensor:
+        """Return a copy of the mixing weights as the script has them, in one row."""
+        own = dict(self.named_parameters(recurse=False))
+        return join_scalars({name: own[name] for name in self.config.mixing_weights}, self.config)
 
     def _lm_head_weight(self) -> Tensor:
         return self.lm_head.weight
@@ -690,9 +687,14 @@ def _with_values_kept(attend: AttentionFn) -> tuple[AttentionFn, dict[int, Tenso
     return keeping, values
 
 
-def _drop_scalar_padding(
+def _name_scalars(module: GPTTrunk, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Take what older files and the scripts have in one row."""
+    name_scalars(state_dict, module.config, prefix)
+
+
+def _join_scalars(
     module: GPTFlexAttention, state_dict: dict[str, Tensor], prefix: str, *_: object
 ) -> None:
-    name = prefix + "scalars"
-    if name in state_dict:
-        state_dict[name] = state_dict[name][: module.config.num_scalars]
+    weights = {name: state_dict.pop(prefix + name) for name in module.config.mixing_weights}
+    if weights:
+        state_dict[f"{prefix}scalars"] = join_scalars(weights, module.config)

@@ -35,6 +35,7 @@ from model import (
 )
 from xnli_gpt.checkpoints.lm_check import SHARD_HEADER_INTS, SHARD_MAGIC
 from xnli_gpt.data import demo_grammar
+from xnli_gpt.network.mixing import join_scalars
 from xnli_gpt.training.progress_line import LineTimes
 from xnli_gpt.training.recipe import learning_rate_factor
 
@@ -52,7 +53,7 @@ NUM_STEPS = 2000
 VALIDATION_ROWS = 64
 # Adam for all parameters, in float32. The script has Muon for the blocks; that of torch computes in
 # bfloat16, which takes minutes instead of seconds on a CPU that only emulates it.
-LEARNING_RATES = {"blocks": 0.002, "embed": 0.02, "lm_head": 0.004, "scalars": 0.005}
+LEARNING_RATES = {"blocks": 0.002, "embed": 0.02, "lm_head": 0.004, "skip": 0.005, "lambdas": 0.005}
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -152,8 +153,9 @@ def state_as_saved(trunk: GPTBatched) -> dict[str, Tensor]:
     """Return the state dict as `torch.compile` and the script leave it: prefix, dtypes, padding."""
     state = {name: tensor.detach().clone() for name, tensor in trunk.state_dict().items()}
     state["lm_head.weight"] = state.pop("lm_head_weight")
-    padding = torch.ones(-len(state["scalars"]) % WORLD_SIZE)
-    state["scalars"] = torch.cat([state["scalars"], padding])
+    weights = {name: state.pop(name) for name in trunk.config.mixing_weights}
+    scalars = join_scalars(weights, trunk.config)
+    state["scalars"] = torch.cat([scalars, torch.ones(-len(scalars) % WORLD_SIZE)])
     return {
         f"_orig_mod.{name}": tensor.bfloat16() if "embed" in name else tensor
         for name, tensor in state.items()

@@ -97,8 +97,13 @@ def _weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return values.bfloat16() if stored_as_bfloat16 else values
 
 
+def initial_scalars(layers: int) -> Tensor:
+    """What the scripts begin with: [5L]."""
+    return torch.tensor([1.0] * layers + [1.0, 0.0] * layers + [0.5, 0.5] * layers)
+
+
 def _scalars(fmt: str, layers: int, seed: int, world_size: int, no_attention: int) -> Tensor:
-    base = np.array([1.0] * layers + [1.0, 0.0] * layers + [0.5, 0.5] * layers)
+    base = initial_scalars(layers).double().numpy()
     read_skips = range(layers // 2) if fmt == "small" else (2, 4, 6)
     used = np.zeros(5 * layers, dtype=bool)
     used[list(read_skips)] = True

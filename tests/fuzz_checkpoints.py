@@ -23,14 +23,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from checkpoints import gpt_call, random_state
+from checkpoints import gpt_call, initial_scalars, random_state
 from fuzzing import Kind, Wrong, require_good_message
 from torch import Tensor
 
 import load_checkpoint_helper as loader
 from load_checkpoint_helper import load_pretrained_checkpoint
 from xnli_gpt.errors import CheckpointError
-from xnli_gpt.network.config import initial_scalars
+from xnli_gpt.network.mixing import join_scalars
 
 SIZES = {
     "medium": dict(fmt="medium", layers=12, heads=2, dim=8, vocab=10, seed=1),
@@ -309,6 +309,8 @@ def check(path: Path, case: Case) -> str:
         state = _weights_by_torch(path)
     right = weights_meant(state)
     found = trunk.state_dict() | {"lm_head.weight": trunk.lm_head_weight}
+    weights = {name: found.pop(name) for name in trunk.config.mixing_weights}
+    found["scalars"] = join_scalars(weights, trunk.config)
     _require_same(right, found, "the trunk")
     mapped = checkpoint["model"]
     meant = {_stripped(name): tensor for name, tensor in state.items()}

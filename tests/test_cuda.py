@@ -126,7 +126,7 @@ def test_a_step_in_every_precision_moves_float32_masters(tmp_path, dtype):
     model = GPTClassification(GPTBatched(config), num_classes=3)
     model, optimizer, scaler = finetune_hindi_xnli.load_pretrained_model(args, model)
     assert scaler.is_enabled() == (dtype == "float16")
-    before = model.pretrained_model.scalars.detach().clone()
+    before = model.pretrained_model.block_lambdas.detach().clone()
     ids = torch.randint(0, 300, (4, 40), device="cuda")
     with torch.autocast("cuda", getattr(torch, dtype), enabled=dtype != "float32"):
         logits = model(ids, torch.tensor([40, 3, 17, 22], device="cuda"))
@@ -134,7 +134,7 @@ def test_a_step_in_every_precision_moves_float32_masters(tmp_path, dtype):
     scaler.step(optimizer)
     scaler.update()
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert not torch.equal(model.pretrained_model.scalars, before)
+    assert not torch.equal(model.pretrained_model.block_lambdas, before)
 
 
 # Packed rows

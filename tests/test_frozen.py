@@ -19,8 +19,12 @@ from predict_hindi_xnli import export_checkpoint
 from xnli_gpt.export import card
 from xnli_gpt.export import folder as folder_room
 from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.mixing import join_scalars
+from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.saves import moments_by_names
 
 FROZEN = Path(__file__).parent / "frozen"
+TRUNK = "pretrained_model."
 FLAGS = (
     *("--max_steps", 24, "--eval_interval", 6, "--save_interval", 5, "--learning_rate", 0.01),
     *("--best_metric", "loss", "--seed", 2, "--dtype", "float32"),
@@ -91,6 +95,53 @@ def test_an_old_save_is_gone_on_with(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in lines] == [6, 12, 18, 24]
     after = farthest_from_recorded(out_dir / "pairs-ckpt.pt", "logits_after_resuming")
     assert after <= SAME_TRAINING
+
+
+def frozen_save() -> dict:
+    return torch.load(FROZEN / "run/pairs-last.pt", weights_only=True)
+
+
+def frozen_classifier() -> model.GPTClassification:
+    """The model of the save, which has the mixing weights in one tensor `scalars`."""
+    return model.GPTClassification.from_saved(frozen_model()["config"], frozen_save()["model"])
+
+
+def test_an_old_save_has_all_its_values_under_todays_names():
+    saved, trunk = frozen_save()["model"], frozen_classifier().pretrained_model
+    assert torch.equal(join_scalars(trunk.state_dict(), trunk.config), saved.pop(f"{TRUNK}scalars"))
+    todays = frozen_classifier().state_dict()
+    assert len(todays) == len(saved) + 3
+    assert all(torch.equal(todays[name], tensor) for name, tensor in saved.items())
+
+
+def test_the_moments_of_an_old_save_are_split_as_its_weights_are():
+    save, classifier = frozen_save(), frozen_classifier()
+    optimizer = configure_optimizers("cpu", classifier)
+    optimizer.load_state_dict(moments_by_names(save, classifier, optimizer))
+    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    moments = {names[id(parameter)]: of_one for parameter, of_one in optimizer.state.items()}
+    parts = [f"{TRUNK}{name}" for name in classifier.config.mixing_weights]
+    assert order[:3] == parts
+    of_scalars, *others = (save["optimizer"]["state"][i] for i in range(len(order) - 2))
+    for key in ("exp_avg", "exp_avg_sq"):
+        named = {name.removeprefix(TRUNK): moments[name][key] for name in parts}
+        assert torch.equal(join_scalars(named, classifier.config), of_scalars[key])
+    assert all(moments[name]["step"] == of_scalars["step"] == 15 for name in parts)
+    for name, of_one in zip(order[3:], others, strict=True):
+        assert all(torch.equal(moments[name][key], value) for key, value in of_one.items())
+    rates = [group["lr"] for group in save["optimizer"]["param_groups"]]
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+
+
+def test_moments_of_an_old_save_of_a_frozen_trunk_are_those_of_its_head():
+    classifier = frozen_classifier()
+    classifier.pretrained_model.requires_grad_(False)
+    optimizer = configure_optimizers("cpu", classifier)
+    classifier.head(torch.ones(2, classifier.config.model_dim)).sum().backward()
+    optimizer.step()
+    save = {"model": frozen_save()["model"], "optimizer": optimizer.state_dict()}
+    assert moments_by_names(save, classifier, optimizer) == save["optimizer"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from checkpoints import gpt_call, random_state, save_checkpoint
+from checkpoints import gpt_call, initial_scalars, random_state, save_checkpoint
 from limits import HANG_S
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -51,7 +51,8 @@ from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
 from xnli_gpt.checkpoints.rules import TensorRule
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.files import FINE_TUNED_KIND
-from xnli_gpt.network.config import FAMILIES, initial_scalars
+from xnli_gpt.network.config import FAMILIES
+from xnli_gpt.network.mixing import join_scalars, name_scalars
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = {
@@ -151,7 +152,7 @@ def test_scalars_padded_for_any_world_size_load(tmp_path, world_size, padded, wi
     trunk, info, _ = load_pretrained_checkpoint(path)
     assert (info["scalars_size"], info["scalars_padding"]) == (padded, padded - 60)
     assert info["has_code"] == with_code
-    assert torch.equal(trunk.scalars, state["scalars"][:60])
+    assert torch.equal(scalars_of(trunk), state["scalars"][:60])
 
 
 @pytest.mark.parametrize(
@@ -474,7 +475,7 @@ def test_a_dataclass_of_main_and_a_namespace_do_not_prevent_loading(tmp_path, mo
             args=argparse.Namespace(lr=0.1, seed=None),
         )
     trunk, _, _ = load_pretrained_checkpoint(path)
-    assert torch.equal(trunk.scalars, tiny_state("medium")["scalars"])
+    assert torch.equal(scalars_of(trunk), tiny_state("medium")["scalars"])
 
 
 class Calls:
@@ -742,11 +743,15 @@ def test_damage_in_the_optimizer_states_does_not_matter(tmp_path):
     assert_holds(trunk, "medium", tiny_state("medium"))
 
 
+def scalars_of(trunk: GPTBatched) -> Tensor:
+    return join_scalars(trunk.state_dict(), trunk.config)
+
+
 def assert_holds(trunk: GPTBatched, fmt: str, state: dict[str, Tensor]) -> None:
     """The trunk has exactly the weights of `state`, in memory of its own."""
     found = trunk.state_dict() | {"lm_head.weight": trunk.lm_head_weight}
     expected = converted_state(fmt, state)
-    expected["scalars"] = expected["scalars"][: trunk.scalars.numel()]
+    name_scalars(expected, trunk.config)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert all(found[name].is_contiguous() for name in expected)

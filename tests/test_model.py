@@ -12,7 +12,8 @@ from torch.nn.attention import flex_attention as flex_module
 
 from model import GPTBatched, GPTClassification, GPTFlexAttention
 from xnli_gpt.checkpoints.conversion import converted_state
-from xnli_gpt.network.config import GPTConfig, initial_scalars
+from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.mixing import name_scalars
 
 SIZES = {
     "small L6": dict(fmt="small", layers=6, heads=1, world_size=1),
@@ -187,8 +188,10 @@ def test_gradients_are_those_of_the_reference(form):
 
     leaves = {name: tensor.double().requires_grad_() for name, tensor in state.items()}
     (reference.features("small", leaves, 2, ids, docs, (2, 1)) * direction).sum().backward()
+    gradients = {name: leaf.grad for name, leaf in leaves.items()}
+    name_scalars(gradients, model.config)
     for name, parameter in model.named_parameters():
-        expected = leaves[name].grad
+        expected = gradients[name]
         if name != "lm_head.weight":
             difference = (parameter.grad.double() - expected).norm()
             assert difference <= 1e-4 * expected.norm(), name
@@ -301,7 +304,7 @@ def test_a_trunk_without_lm_head_loads_and_says_that_it_has_no_loss():
         headless.lm_loss(row, row)
 
 
-@pytest.mark.parametrize("name", ["embed.weight", "blocks.3.attn.qkv_w", "scalars"])
+@pytest.mark.parametrize("name", ["embed.weight", "blocks.3.attn.qkv_w", "block_lambdas"])
 def test_a_trunk_of_an_incomplete_state_is_refused(name):
     trunk = tiny_trunk()
     state = {k: v for k, v in trunk.state_dict().items() if k != name}
@@ -329,7 +332,9 @@ def test_scalar_padding_is_dropped_on_load(world_size, padded):
 
 
 def test_initial_scalars_are_those_of_the_scripts():
-    assert initial_scalars(3).tolist() == [1.0] * 3 + [1.0, 0.0] * 3 + [0.5, 0.5] * 3
+    expected = [1.0] * 6 + [1.0, 0.0] * 6 + [0.5, 0.5] * 6
+    model = GPTFlexAttention(300, 6, 1, 128, 64)
+    assert model.scalars.tolist() == expected == model.state_dict()["scalars"].tolist()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -77,7 +77,7 @@ def classifier_of(config: GPTConfig) -> GPTClassification:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("scalars"):
+            if name.endswith(("skip_weights", "lambdas")):
                 parameter.add_(0.3 * noise)
             else:
                 scale = 1.0 if "embed" in name else 0.6 * parameter.size(-1) ** -0.5

@@ -59,7 +59,7 @@ def model() -> GPTClassification:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in classifier.named_parameters():
-            if not name.endswith("scalars"):
+            if not name.endswith(("skip_weights", "lambdas")):
                 scale = 1.0 if "embed" in name else 0.6 * parameter.size(-1) ** -0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return classifier
@@ -222,7 +222,9 @@ def test_decay_is_on_matrices_only(model):
     assert undecayed == {
         "pretrained_model.embed.weight",
         *(f"pretrained_model.value_embeds.{t}.weight" for t in range(3)),
-        "pretrained_model.scalars",
+        "pretrained_model.skip_weights",
+        "pretrained_model.block_lambdas",
+        "pretrained_model.value_lambdas",
         "head.hidden.bias",
         "head.output.bias",
     }

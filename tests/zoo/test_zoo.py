@@ -14,6 +14,7 @@ from model import GPTClassification, GPTFlexAttention
 from xnli_gpt.checkpoints.families import RELATIVES
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.network.compiling import compile_trunk
+from xnli_gpt.network.mixing import join_scalars
 from xnli_gpt.network.packed_row import PackedRow, pack_padded
 
 WITH_WINDOWS = [name for name in SUPPORTED if "window_ids" in numbers_of(name)]
@@ -155,6 +156,22 @@ def test_compiled_blocks_give_the_same_classes_and_gradients(tmp_path, name, mon
     monkeypatch.setattr(trunk, "_through_blocks", walk)
     for found, ours in zip(logits_and_gradients(), expected, strict=True):
         torch.testing.assert_close(found, ours, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_an_older_fine_tuned_model_of_the_family_loads(tmp_path, name):
+    """It has in one tensor what has names today, also of what the network never reads."""
+    trunk, _, _ = load_pretrained_checkpoint(path_of(name, tmp_path))
+    model = GPTClassification(trunk, 3).eval()
+    state = model.state_dict()
+    names = trunk.config.mixing_weights
+    weights = {own: state.pop(f"pretrained_model.{own}") for own in names}
+    assert "block_lambdas" in weights and ("skip_weights" in weights) == bool(trunk.config.skips)
+    state["pretrained_model.scalars"] = join_scalars(weights, trunk.config)
+    again = GPTClassification.from_saved(model.config.to_dict(), state)
+    ids, lengths = numbers_of(name)["ids"].long()[:, :40], torch.tensor([40, 23])
+    with torch.no_grad():
+        assert torch.equal(again(ids, lengths), model(ids, lengths))
 
 
 def test_what_stands_between_two_records_is_told_by_its_scalars(tmp_path):

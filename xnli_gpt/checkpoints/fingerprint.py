@@ -9,7 +9,8 @@ from torch import Tensor
 
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.messages import listed
-from xnli_gpt.network.config import FAMILIES, GPTConfig, initial_scalars_of
+from xnli_gpt.network.config import FAMILIES, GPTConfig
+from xnli_gpt.network.mixing import join_scalars
 
 Place = tuple[str | int, ...]
 
@@ -28,7 +29,7 @@ def check_scalars(path: Path, fmt: str, config: GPTConfig, scalars: Tensor) -> d
             f"{path}: its {scalars.numel()} scalars don't end in a padding of ones after the "
             f"{needed} of {config.num_layers} layers: a block may be missing; save it again"
         )
-    initial = initial_scalars_of(config.scalar_shapes)
+    initial = join_scalars({}, config)
     places = _places(config)
     moved = {places[i] for i in (scalars[:needed].float() != initial).nonzero().flatten().tolist()}
     _check_lost_attention(path, config, moved)

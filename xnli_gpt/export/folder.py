@@ -28,8 +28,10 @@ from xnli_gpt.export.card import model_card
 from xnli_gpt.export.network_files import network_files
 from xnli_gpt.files import save_atomically, save_json
 from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.mixing import name_scalars
 
 MODULE, CONFIG_CLASS = "modeling_xnli_gpt", "XNLIGPTConfig"
+TRUNK_PREFIX = "pretrained_model."
 MODEL_CLASS, TRUNK_CLASS = "XNLIGPTForSequenceClassification", "XNLIGPTModel"
 
 
@@ -50,11 +52,14 @@ def write_folder(folder: Path, fine_tuned: FineTuned, model: Path) -> None:
     """
     require_new(folder)
     saved, encoding = fine_tuned.saved, fine_tuned.encoding
+    weights = dict(saved["model"])
+    # Of older versions.
+    name_scalars(weights, GPTConfig.from_dict(saved["config"]), TRUNK_PREFIX)
     texts = network_files(model)
     texts["README.md"] = model_card(fine_tuned.path, saved, encoding)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _save_weights(partial / "model.safetensors", saved["model"])
+        _save_weights(partial / "model.safetensors", weights)
         save_json(partial / "config.json", transformers_config(saved, encoding))
         save_json(partial / "tokenizer.json", json.loads(pair_tokenizer(encoding).to_str()))
         save_json(partial / "tokenizer_config.json", tokenizer_config(encoding))

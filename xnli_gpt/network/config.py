@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
-
-import torch
-from torch import Tensor
 
 SOFTMAX_SCALE = 0.12
 RMS_EPS = 2.0**-23
 WINDOW_BLOCK = 128
 VOCAB_MULTIPLE = 128
 NUM_VALUE_EMBEDS = 3
-# What every row of a part of `scalars` is before training, by the part's name.
-INITIAL_SCALARS = {
-    "skip_weights": (1.0,),
-    "block_lambdas": (1.0, 0.0, 0.0),
-    "value_lambdas": (0.5, 0.5),
-    "final_smear": (0.0,),
-    "final_lambdas": (1.0, 0.0),
-}
 
 
 @dataclass(frozen=True)
@@ -199,7 +188,7 @@ class GPTConfig:
 
     @property
     def scalar_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the parts that `scalars` have, in their order."""
+        """Return what stands in the `scalars` of a script's file, in its order."""
         L = self.num_layers
         shapes: dict[str, tuple[int, ...]] = {
             "skip_weights": (L,),
@@ -211,6 +200,12 @@ class GPTConfig:
         if self.final_layer is not None:
             shapes["final_lambdas"] = (2,)
         return shapes
+
+    @property
+    def mixing_weights(self) -> tuple[str, ...]:
+        """Return the names of what the network reads of them."""
+        names = self.scalar_shapes if self.mixes else ()
+        return tuple(name for name in names if self.skips or name != "skip_weights")
 
     @property
     def kv_dim(self) -> int:
@@ -265,19 +260,3 @@ def _check_size(family: str, num_layers: int, num_heads: int, model_dim: int) ->
         raise ValueError(
             f"{num_heads} heads do not cut a width of {model_dim} into heads of a multiple of 4"
         )
-
-
-def initial_scalars(num_layers: int) -> Tensor:
-    """Return [5L]: L skip weights of 1, L block lambdas (1, 0), L attention lambdas (0.5, 0.5)."""
-    L = num_layers
-    shapes = {"skip_weights": (L,), "block_lambdas": (L, 2), "value_lambdas": (L, 2)}
-    return initial_scalars_of(shapes)
-
-
-def initial_scalars_of(shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Return the `scalars` of these parts (`GPTConfig.scalar_shapes`) before training."""
-    parts = (
-        torch.tensor(INITIAL_SCALARS[name][: shape[-1]]).expand(shape).flatten()
-        for name, shape in shapes.items()
-    )
-    return torch.cat(list(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -136,7 +137,8 @@ def configure_optimizers(
     backbone_lr_scale: float = 1.0,
     embedding_update: str = "exact",
 ) -> RowAdamW:
-    """Make AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, scalars and biases.
+    """Make AdamW (0.9, 0.999) with decay on matrices only: none on embeddings, mixing weights
+    and biases.
 
     Every group keeps its `lr_scale` (the trunk's is `backbone_lr_scale`), which
     `set_learning_rate` applies at every step. Frozen parameters are left out. The tables of
@@ -146,7 +148,7 @@ def configure_optimizers(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = backbone_lr_scale if name.startswith("pretrained_model.") else 1.0
-            is_matrix = parameter.dim() >= 2 and "embed" not in name
+            is_matrix = parameter.dim() >= 2 and not re.search("embed|lambdas", name)
             groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
     tables = [module for module in model.modules() if isinstance(module, TokenEmbedding)]
     for table in tables:

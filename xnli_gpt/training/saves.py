@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from xnli_gpt.errors import RunError
 from xnli_gpt.files import SAVE_KIND, read_whole, sync_folder, torch_writer, written_beside
+from xnli_gpt.network.config import GPTConfig
+from xnli_gpt.network.mixing import split_scalars
 
 SECONDS_BETWEEN_SAVES = 600
 
@@ -98,3 +101,35 @@ def read_save(path: Path) -> dict:
     if not isinstance(content, dict) or content.get("kind") != SAVE_KIND:
         raise RunError(f"{path}: not a save to resume from")
     return content
+
+
+def moments_by_names(save: Mapping, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Return the optimizer's state that a save holds.
+
+    Older versions had the mixing weights of the trunk in one tensor, `scalars`, the first of its
+    group, whose moments are split here as its values are.
+    """
+    saved = save["optimizer"]
+    if "pretrained_model.scalars" not in save["model"]:
+        return saved
+    trunk = model.pretrained_model
+    names = {id(getattr(trunk, name)): name for name in trunk.config.mixing_weights}
+    groups, moments = [], []
+    for own, earlier in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        begin, numbers = len(moments), list(earlier["params"])
+        parts = [names[id(parameter)] for parameter in own["params"] if id(parameter) in names]
+        if parts:
+            of_scalars = saved["state"].get(numbers.pop(0), {})
+            moments += [_part_of(of_scalars, name, trunk.config) for name in parts]
+        moments += [saved["state"].get(number, {}) for number in numbers]
+        groups.append({**earlier, "params": list(range(begin, len(moments)))})
+    state = {number: of_one for number, of_one in enumerate(moments) if of_one}
+    return {"state": state, "param_groups": groups}
+
+
+def _part_of(moments: Mapping[str, Tensor], name: str, config: GPTConfig) -> dict[str, Tensor]:
+    """Return the moments of one part of `scalars`, and the number of updates as it is."""
+    return {
+        key: split_scalars(value, config)[name] if value.dim() else value.clone()
+        for key, value in moments.items()
+    }

@@ -21,7 +21,12 @@ from xnli_gpt.training.order import ExampleOrder, Examples
 from xnli_gpt.training.progress_line import ProgressLine
 from xnli_gpt.training.recipe import Recipe, learning_rate_factor
 from xnli_gpt.training.records import Records
-from xnli_gpt.training.saves import SaveTimes, random_states, set_random_states
+from xnli_gpt.training.saves import (
+    SaveTimes,
+    moments_by_names,
+    random_states,
+    set_random_states,
+)
 from xnli_gpt.training.signals import Stopped, StopSignals
 from xnli_gpt.training.state import PendingStep, StepResult, TrainState
 from xnli_gpt.training.step import train_step
@@ -157,7 +162,7 @@ class Trainer:
     def load_state_dict(self, state_dict: Mapping[str, dict]) -> None:
         """Put everything, the random generators too, where `state_dict` found it."""
         self.model.load_state_dict(state_dict["model"])
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.optimizer.load_state_dict(moments_by_names(state_dict, self.model, self.optimizer))
         self.scaler.load_state_dict(state_dict["scaler"])
         self.state = TrainState.from_state_dict(state_dict["progress"])
         set_random_states(state_dict["random"])

@@ -6,11 +6,11 @@ loader fills missing tensors and runs the newest forward on all of them; here ea
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from xnli_gpt.checkpoints.families.spec import Clues, Family, facts_without_extras
 from xnli_gpt.checkpoints.rules import BEHIND, TensorRule, renamed, same
-from xnli_gpt.network.config import initial_scalars
 
 FLAT = "blocks.{i}.attn.qkv_w"
 BODY = (
@@ -94,11 +94,10 @@ def _finish(state: dict[str, Tensor], clues: Clues) -> None:
     """Put the lambdas where the network has them, and number the tables by their order."""
     L = clues.sizes["L"]
     if "resid_lambdas" in state:
-        scalars = initial_scalars(L).to(state["embed.weight"].device)
-        scalars[L : 3 * L : 2] = state.pop("resid_lambdas")
-        scalars[L + 1 : 3 * L : 2] = state.pop("x0_lambdas")
-        scalars[3 * L :: 2] = 1.0  # its values are mixed by gates alone
-        state["scalars"] = scalars
+        lambdas = [state.pop("resid_lambdas"), state.pop("x0_lambdas")]
+        state["block_lambdas"] = torch.stack(lambdas, dim=1)  # [L, 2]
+        # Its values are mixed by gates alone.
+        state["value_lambdas"] = lambdas[0].new_tensor([1.0, 0.5]).repeat(L, 1)
     layers = [i for i in range(L) if f"of_layer.{i}" in state]
     for table, layer in enumerate(layers):
         state[f"value_embeds.{table}.weight"] = state.pop(f"of_layer.{layer}")

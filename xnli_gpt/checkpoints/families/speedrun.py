@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xnli_gpt.checkpoints.families.spec import Clues, Family
 from xnli_gpt.checkpoints.rules import TensorRule, renamed, same
-from xnli_gpt.network.config import initial_scalars
+from xnli_gpt.network.mixing import initial_weight
 
 TRACK_1, TRACK_2 = "LSSSLSSLSSSL", "LSSSLSSSSSSLSSSL"
 # Head sizes of all records.
@@ -70,21 +70,25 @@ def facts_of(clues: Clues, pattern: str, tables: int = 3, **others: object) -> d
     }
 
 
-def scalars_of_parts(state: dict[str, Tensor], clues: Clues) -> None:
-    """Put skip weights and lambdas, which have tensors of their own, where the network has them;
-    what a block lacks is never read, and stays at its initial value."""
+def stack_parts(state: dict[str, Tensor], clues: Clues) -> None:
+    """Stack the lambdas of blocks, each a tensor of its own, and put the skip weights where the
+    network has them; what a block lacks is never read, and stays at its initial value."""
     L = clues.sizes["L"]
-    scalars = initial_scalars(L).to(next(iter(state.values())).device)
-    if "skip_weights" in state:
-        skips = state.pop("skip_weights")
-        scalars[: len(skips)] = skips
+    device = next(iter(state.values())).device
+    skips = initial_weight("skip_weights", (L,)).to(device)
+    blocks, values = (
+        initial_weight(name, (L, 2)).to(device) for name in ("block_lambdas", "value_lambdas")
+    )
     for i in range(L):
-        for name, at in (("lambdas", L), ("sa_lambdas", 3 * L)):
+        for name, stacked in (("lambdas", blocks), ("sa_lambdas", values)):
             if (found := state.pop(f"{name}.{i}", None)) is not None:
-                scalars[at + 2 * i : at + 2 * i + 2] = found
+                stacked[i] = found
         if (share := state.pop(f"lamb.{i}", None)) is not None:
-            scalars[3 * L + 2 * i : 3 * L + 2 * i + 2] = torch.stack([1 - share, share])
-    state["scalars"] = scalars
+            values[i] = torch.stack([1 - share, share])
+    if "skip_weights" in state:
+        skips[: len(state["skip_weights"])] = state["skip_weights"]
+        state["skip_weights"] = skips
+    state |= {"block_lambdas": blocks, "value_lambdas": values}
 
 
 ENDS = (same("embed.weight", "V", "D"), same("lm_head.weight", "R", "D"))
@@ -240,7 +244,7 @@ OLD_LAMBDAS = (
 
 
 def _families() -> Iterable[Family]:
-    lambdas = {"heads": heads_of, "finish": scalars_of_parts}
+    lambdas = {"heads": heads_of, "finish": stack_parts}
     lone = {"has_lone_block": True, **lambdas}
     plain = {"heads": heads_of}
     yield Family(
