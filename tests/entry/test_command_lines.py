@@ -29,7 +29,7 @@ from xnli_gpt.network.heads import HEADS
 from xnli_gpt.network.row_attention import ROW_ATTENTION
 from xnli_gpt.training.losses import LOSSES
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = {
     "finetune_hindi_xnli": finetune,
     "evaluate_hindi_xnli": evaluate,

@@ -477,7 +477,7 @@ def test_a_compiled_trunk_gives_the_same_and_does_not_compile_anew_as_lengths_va
         [sys.executable, "-c", "import test_packed_rows as t; t.check_a_compiled_trunk()"],
         env={
             **os.environ,
-            "PYTHONPATH": f"{here.parent}{os.pathsep}{here}",
+            "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}",
             "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
         },
         capture_output=True,

@@ -7,7 +7,7 @@ import stat
 import sys
 from pathlib import Path
 
-import checkpoints
+import made_checkpoints
 import pytest
 import small_run
 import torch
@@ -57,9 +57,9 @@ def folder(tmp_path_factory) -> Path:
 def fine_tuned(folder) -> dict[str, Path]:
     """A checkpoint of each family, trained for two steps, each with another template."""
     assets = small_run.make_assets(folder)
-    state = checkpoints.random_state("medium", layers=12, heads=2, dim=128, vocab=300, seed=2)
-    code = checkpoints.gpt_call(12, 2, 128)
-    medium = checkpoints.save_checkpoint(folder / "state_step000200.pt", state, code=code)
+    state = made_checkpoints.random_state("medium", layers=12, heads=2, dim=128, vocab=300, seed=2)
+    code = made_checkpoints.gpt_call(12, 2, 128)
+    medium = made_checkpoints.save_checkpoint(folder / "state_step000200.pt", state, code=code)
     changes = {
         "small": ["--template", "documents"],
         "medium": ["--template", "group", "--pretrained_ckpt_path", medium],

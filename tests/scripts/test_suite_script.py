@@ -60,7 +60,10 @@ START, STOP = (f"bash scripts/slurm_cluster.sh {word}" for word in ("start --ins
     ("words", "calls"),
     [
         ([], [*LINT, QUICK, LONG]),
-        (["tests/test_model.py", "-k", "a b"], [*LINT, "pytest -rs tests/test_model.py -k a b"]),
+        (
+            ["tests/test_cuda.py", "-k", "a b"],
+            [*LINT, "pytest -rs tests/test_cuda.py -k a b"],
+        ),
         (["--with-browser"], [*LINT, *BROWSER, QUICK, LONG]),
         (["--with-slurm"], [*LINT, START, QUICK, LONG, STOP]),
         (["-x", "--with-slurm", "a"], [*LINT, START, "pytest -rs -x a", STOP]),

@@ -1,4 +1,4 @@
-"""Odd, damaged and hostile inputs by the thousand: `tests/fuzzing.py` makes them and judges."""
+"""Odd, damaged and hostile inputs by the thousand: `fuzzing.py` makes them and judges."""
 
 import random
 import subprocess

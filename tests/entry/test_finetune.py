@@ -11,8 +11,8 @@ import sys
 import types
 from pathlib import Path
 
-import checkpoints
 import kills
+import made_checkpoints
 import numpy as np
 import pytest
 import small_run
@@ -605,7 +605,7 @@ def pretrained(assets) -> Path:
         optimizer.step()
     state = {name: tensor.detach() for name, tensor in trunk.state_dict().items()}
     state["lm_head.weight"] = trunk.lm_head_weight
-    return checkpoints.save_checkpoint(assets.folder / "state_step000130.pt", state)
+    return made_checkpoints.save_checkpoint(assets.folder / "state_step000130.pt", state)
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from checkpoints import gpt_call, random_state, save_checkpoint
 from limits import HANG_S
+from made_checkpoints import gpt_call, random_state, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -53,7 +53,7 @@ from xnli_gpt.errors import CheckpointError
 from xnli_gpt.files import FINE_TUNED_KIND
 from xnli_gpt.network.config import FAMILIES, initial_scalars
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 TINY = {
     "small": dict(fmt="small", layers=8, heads=1, dim=128, vocab=100, seed=1),
     "medium": dict(fmt="medium", layers=12, heads=2, dim=16, vocab=333, seed=1),

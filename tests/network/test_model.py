@@ -6,7 +6,7 @@ import json
 import pytest
 import reference
 import torch
-from checkpoints import GOLDEN_SIZES, golden_case, golden_state, random_state
+from made_checkpoints import GOLDEN_SIZES, golden_case, golden_state, random_state
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from checkpoints import gpt_call, random_state
 from fuzzing import Kind, Wrong, require_good_message
+from made_checkpoints import gpt_call, random_state
 from torch import Tensor
 
 import load_checkpoint_helper as loader

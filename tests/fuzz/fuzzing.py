@@ -1,6 +1,6 @@
 """A fuzzer: odd, damaged and hostile inputs by the thousand, every one made from a seed alone.
 
-    python -m tests.fuzzing [--seconds 600] [--kind checkpoint ...] [--seed N] [--cases M]
+    python -m tests.fuzz.fuzzing [--seconds 600] [--kind checkpoint ...] [--seed N] [--cases M]
 
 A case either loads exactly right or gives one typed error. Anything else is a failure: another
 exception, a wrong result, an executed payload, a hang, a huge allocation, words on stderr, a dead
@@ -32,7 +32,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+FUZZ = Path(__file__).resolve().parent
+ROOT = FUZZ.parents[1]
 KINDS = {
     "checkpoint": ("fuzz_checkpoints", "Checkpoints"),
     "hostile": ("fuzz_checkpoints", "HostilePickles"),
@@ -79,7 +80,7 @@ class Failure:
     what: str
 
     def __str__(self) -> str:
-        command = f"python -m tests.fuzzing --kind {self.kind} --seed {self.seed} --cases 1"
+        command = f"python -m tests.fuzz.fuzzing --kind {self.kind} --seed {self.seed} --cases 1"
         return f"{command}\n{self.what}"
 
 
@@ -124,11 +125,11 @@ def _run_worker(report: Report, seed: int, cases: float, seconds: float) -> int:
     job = {"kind": report.kind, "seed": seed, "cases": cases, "seconds": seconds}
     with tempfile.TemporaryFile("w+") as errors:
         worker = subprocess.Popen(
-            [sys.executable, str(TESTS / "fuzzing.py"), "--worker", json.dumps(job)],
+            [sys.executable, str(FUZZ / "fuzzing.py"), "--worker", json.dumps(job)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            cwd=TESTS.parent,
+            cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
         )
         in_progress: int | None = seed
@@ -179,7 +180,7 @@ def work(kind: str, seed: int, cases: float, seconds: float) -> None:
 
 def kind_class(kind: str) -> type[Kind]:
     """The class of a kind in `KINDS`, or of one named as `NAME:MODULE.CLASS`."""
-    for folder in (TESTS, TESTS.parent):
+    for folder in (FUZZ, FUZZ.parent, ROOT):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     # One module of this name, so that there is one class `Wrong`.
