@@ -5,7 +5,7 @@ import struct
 import pytest
 import safetensors.torch
 import torch
-from test_load_checkpoint import BOTH, TINY, assert_holds, assert_refused, tiny_file, tiny_state
+from loader_parts import BOTH, TINY, assert_holds, assert_refused, tiny_file, tiny_state
 
 from load_checkpoint_helper import inspect_checkpoint, load_pretrained_checkpoint, main
 
