@@ -1,4 +1,4 @@
-"""What is loaded is what the reference computes with, whatever stands beside it, in little memory."""
+"""What loads is what the reference computes with, whatever stands beside it."""
 
 import json
 from pathlib import Path

@@ -20,19 +20,14 @@ from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.evaluation.scored_split import SCORES
 from xnli_gpt.evaluation.sides import names_of_sides
 
-
-@pytest.fixture(autouse=True)
-def working_folder(tmp_path, monkeypatch):
-    """The folders of the defaults are relative."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("working_folder")
 
 
 @pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> types.SimpleNamespace:
+def assets(assets) -> types.SimpleNamespace:
     """A fine-tuned checkpoint, two more seeds of it by noise on its head, one with its classes in
     another order, one of two classes, and parallel datasets."""
-    folder = tmp_path_factory.mktemp("assets")
-    made = small_run.make_assets(folder)
+    made, folder = assets, assets.folder
     made.hindi, made.urdu = (small_run.write_dataset(folder / f"xnli_{x}") for x in ("hi", "ur"))
     made.out_dir = folder / "trained"
     assert finetune.main(command(made, made.out_dir, "--num_epochs", 1)) == 0

@@ -17,11 +17,6 @@ import predict_hindi_xnli as predict
 CASES = ROOT / "tests" / "cases"
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return small_run.make_assets(tmp_path_factory.mktemp("assets"))
-
-
 def train(assets, out_dir, dataset, *words):
     words = ["--dataset", dataset, "--tokenizer_name", CASES / "tokenizer.json", *words]
     return finetune.main(small_run.command(assets, out_dir, "--max_steps", 2, *words))

@@ -27,8 +27,7 @@ PAIR = ("राम ने बाज़ार से 3 आम ख़रीदा"
 
 
 @pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> types.SimpleNamespace:
-    assets = small_run.make_assets(tmp_path_factory.mktemp("predict"))
+def assets(assets) -> types.SimpleNamespace:
     out_dir = assets.folder / "run"
     assert finetune.main(small_run.command(assets, out_dir, "--max_steps", 2)) == 0
     assets.run = out_dir

@@ -25,11 +25,6 @@ RECIPE = ("--learning_rate", 1e-4, "--max_steps", 12, "--eval_interval", 5, "--n
 ALL_TOGETHER = ("--class_weights", "balanced", "--dropout", 0.3, "--label_smoothing", 0.1)
 
 
-@pytest.fixture(scope="session")
-def assets(tmp_path_factory):
-    return small_run.make_assets(tmp_path_factory.mktemp("assets"))
-
-
 def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

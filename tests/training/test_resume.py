@@ -55,12 +55,7 @@ RECIPES = {
 }
 
 
-@pytest.fixture(scope="session")
-def assets(tmp_path_factory):
-    return small_run.make_assets(tmp_path_factory.mktemp("assets"))
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole(assets):
     """The outcome of an uninterrupted run, by recipe; made when it is first asked for."""
     made: dict[str, dict] = {}
@@ -294,7 +289,7 @@ def test_what_is_part_of_the_command(
     assert difference in line
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def other_inputs(assets) -> dict[str, Path]:
     """A tokenizer and a checkpoint that differ from the run's."""
     tokenizer = small_run.train_tokenizer(assets.folder / "other.json", 290)

@@ -27,16 +27,15 @@ from xnli_gpt.training.trainer import Trainer
 STEPS = ("--max_steps", 10, "--eval_interval", 3)
 
 
-@pytest.fixture(scope="session")
-def assets(tmp_path_factory):
-    made = small_run.make_assets(tmp_path_factory.mktemp("assets"))
-    few = made.folder / "few"
+@pytest.fixture(scope="module")
+def assets(assets):
+    few = assets.folder / "few"
     few.mkdir()
     for split in ("train", "validation", "test"):
-        lines = (made.dataset / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        lines = (assets.dataset / f"{split}.jsonl").read_text().splitlines(keepends=True)
         (few / f"{split}.jsonl").write_text("".join(lines[:9]))
-    made.few = few
-    return made
+    assets.few = few
+    return assets
 
 
 def command(assets, out_dir, *changes: object) -> list[str]:
@@ -129,7 +128,7 @@ def test_the_order_is_a_function_of_seed_and_step():
 # Runs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(assets):
     out_dir = assets.folder / "three"
     assert finetune.main(command(assets, out_dir, "--best_per_set")) == 0
