@@ -1,4 +1,4 @@
-"""The trunk of a run: does its checkpoint fit its tokenizer; and the call of the group's scripts."""
+"""The trunk of a run: does its checkpoint fit its tokenizer; and a call of the group's scripts."""
 
 import argparse
 import json

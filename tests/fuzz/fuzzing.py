@@ -6,8 +6,8 @@ A case either loads exactly right or gives one typed error. Anything else is a f
 exception, a wrong result, an executed payload, a hang, a huge allocation, words on stderr, a dead
 process. `--kind K --seed N --cases 1` plays one case again.
 
-The cases run in a worker process with limits of its own; `fuzz_checkpoints` and `fuzz_inputs` make
-them and know what is right.
+The cases run in a worker process with limits of its own; the modules that `KINDS` names make them
+and know what is right.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ FUZZ = Path(__file__).resolve().parent
 ROOT = FUZZ.parents[1]
 KINDS = {
     "checkpoint": ("fuzz_checkpoints", "Checkpoints"),
-    "hostile": ("fuzz_checkpoints", "HostilePickles"),
-    "tokenizer": ("fuzz_inputs", "Tokenizers"),
-    "dataset": ("fuzz_inputs", "Datasets"),
-    "cache": ("fuzz_inputs", "Caches"),
-    "shard": ("fuzz_inputs", "Shards"),
-    "flags": ("fuzz_inputs", "CommandLines"),
+    "hostile": ("hostile_pickles", "HostilePickles"),
+    "tokenizer": ("fuzz_tokenizers", "Tokenizers"),
+    "dataset": ("fuzz_datasets", "Datasets"),
+    "cache": ("fuzz_binaries", "Caches"),
+    "shard": ("fuzz_binaries", "Shards"),
+    "flags": ("fuzz_commands", "CommandLines"),
 }
 # A case takes milliseconds; the import of a library in the first one, on a busy machine, a minute.
 HANG_SECONDS = float(os.environ.get("FUZZ_HANG_SECONDS", "300"))

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import threading
 
-import fuzz_checkpoints
-import fuzz_inputs
+import checkpoint_writer
+import fuzz_commands
 import fuzzing
+import hostile_pickles
+import made_checkpoints
 import pytest
 import torch
 import yaml
@@ -61,7 +63,7 @@ def test_many_more_inputs(kind):
     assert_no_failures(fuzzing.fuzz(kind, first_seed=1_000_000, cases=MANY_MORE[kind]))
 
 
-NAMES = st.sampled_from([f"--{name}" for name in fuzz_inputs.FLAGS])
+NAMES = st.sampled_from([f"--{name}" for name in fuzz_commands.FLAGS])
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 NUMBERS = st.one_of(st.integers(), st.floats()).map(str)
 
@@ -69,7 +71,7 @@ NUMBERS = st.one_of(st.integers(), st.floats()).map(str)
 @settings(max_examples=150)
 @given(st.lists(st.one_of(NAMES, NAMES, WORDS, NUMBERS), max_size=8))
 def test_any_command_line_is_right_or_told(words):
-    fuzz_inputs.check_arguments([word for word in words if word not in ("-h", "--help")])
+    fuzz_commands.check_arguments([word for word in words if word not in ("-h", "--help")])
 
 
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
@@ -78,7 +80,7 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner), st.dictionaries(PLAIN, inner)),
     max_leaves=6,
 )
-KEYS = st.one_of(st.sampled_from(list(fuzz_inputs.FLAGS)), PLAIN)
+KEYS = st.one_of(st.sampled_from(list(fuzz_commands.FLAGS)), PLAIN)
 
 
 @settings(max_examples=150)
@@ -86,7 +88,7 @@ KEYS = st.one_of(st.sampled_from(list(fuzz_inputs.FLAGS)), PLAIN)
 def test_any_recipe_is_right_or_told(tmp_path_factory, recipe):
     path = tmp_path_factory.getbasetemp() / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    fuzz_inputs.check_arguments(["--config", str(path)])
+    fuzz_commands.check_arguments(["--config", str(path)])
 
 
 # The fuzzer itself: what it can't find, it does not test.
@@ -183,9 +185,9 @@ except Exception:
 def test_payloads_would_run(tmp_path):
     marker, ran = tmp_path / "marker", set()
     wanted = {"system", "mkdir", "eval", "exec", "open", "FileIO", "check_output", "loads"}
-    for module, name, arguments in fuzz_checkpoints.payloads(marker):
+    for module, name, arguments in hostile_pickles.payloads(marker):
         if module not in ("nt", "__builtin__", "_pickle") and name in wanted:
-            call = f"c{module}\n{name}\n".encode() + fuzz_checkpoints.value_ops(arguments) + b"R."
+            call = f"c{module}\n{name}\n".encode() + hostile_pickles.value_ops(arguments) + b"R."
             command = [sys.executable, "-c", RUN_PAYLOAD]
             subprocess.run(command, input=call, capture_output=True, timeout=HANG_S)
             if marker.exists():
@@ -195,11 +197,11 @@ def test_payloads_would_run(tmp_path):
 
 
 def test_the_files_of_the_fuzzer_are_those_that_torch_reads(tmp_path):
-    size = fuzz_checkpoints.SIZES["medium"]
-    state = fuzz_checkpoints.random_state(**size)
-    content = fuzz_checkpoints.content_of(state, size["layers"], size["heads"], size["dim"])
+    size = checkpoint_writer.SIZES["medium"]
+    state = made_checkpoints.random_state(**size)
+    content = checkpoint_writer.content_of(state, size["layers"], size["heads"], size["dim"])
     path = tmp_path / "file.pt"
-    path.write_bytes(fuzz_checkpoints.file_of(content))
+    path.write_bytes(checkpoint_writer.file_of(content))
     loaded = torch.load(path, weights_only=True)["model"]
     assert loaded.keys() == state.keys()
     assert all(loaded[name].equal(tensor) for name, tensor in state.items())
