@@ -293,11 +293,11 @@ def test_what_is_part_of_the_command(
 def other_inputs(assets) -> dict[str, Path]:
     """A tokenizer and a checkpoint that differ from the run's."""
     tokenizer = small_run.train_tokenizer(assets.folder / "other.json", 290)
-    state = small_run.checkpoints.random_state("small", 6, 1, 128, vocab=300, seed=2)
+    state = small_run.made_checkpoints.random_state("small", 6, 1, 128, vocab=300, seed=2)
     checkpoint = assets.folder / "state_step000200.pt"
     return {
         "TOKENIZER": tokenizer,
-        "CHECKPOINT": small_run.checkpoints.save_checkpoint(checkpoint, state),
+        "CHECKPOINT": small_run.made_checkpoints.save_checkpoint(checkpoint, state),
     }
 
 
