@@ -15,6 +15,7 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 import pytest  # noqa: E402
+import small_run  # noqa: E402
 
 from xnli_gpt import devices  # noqa: E402
 
@@ -36,6 +37,12 @@ def nothing_is_timed():
     devices._fastest_on_cpu.cache_clear()
     yield
     devices._fastest_on_cpu.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    """A dataset, its tokenizer, and a small-format checkpoint of random weights, for one file."""
+    return small_run.make_assets(tmp_path_factory.mktemp("assets"))
 
 
 @pytest.fixture

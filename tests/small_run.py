@@ -4,7 +4,7 @@ import json
 import types
 from pathlib import Path
 
-import checkpoints
+import made_checkpoints
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 NAMES = "राम सीता मोहन गीता रवि मीना अमित नेहा विजय रीता सुमन अनिल".split()
@@ -61,14 +61,14 @@ def train_tokenizer(path: Path, vocab_size: int, added_tokens: int = 0) -> Path:
 
 def make_assets(folder: Path) -> types.SimpleNamespace:
     """Everything in `folder`, made anew."""
-    state = checkpoints.random_state("small", layers=6, heads=1, dim=128, vocab=300, seed=1)
+    state = made_checkpoints.random_state("small", layers=6, heads=1, dim=128, vocab=300, seed=1)
     return types.SimpleNamespace(
         folder=folder,
         dataset=write_dataset(folder / "pairs"),
         contrary=write_dataset(folder / "contrary", label_shift=1),
         tokenizer=train_tokenizer(folder / "tokenizer.json", 300),
         large_tokenizer=train_tokenizer(folder / "large.json", 300, added_tokens=200),
-        checkpoint=checkpoints.save_checkpoint(folder / "state_step000100.pt", state),
+        checkpoint=made_checkpoints.save_checkpoint(folder / "state_step000100.pt", state),
         cache=folder / "cache",
     )
 

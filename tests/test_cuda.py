@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from checkpoints import (
+from made_checkpoints import (
     GOLDEN_SIZES,
     golden_case,
     golden_state,

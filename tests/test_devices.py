@@ -26,11 +26,6 @@ TODAYS_BUILD = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute
 LEGACY_BUILD = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return small_run.make_assets(tmp_path_factory.mktemp("devices"))
-
-
 def gpu(monkeypatch, capability, built_for=TODAYS_BUILD, name="A GPU"):
     """torch tells of one GPU of this capability."""
     told = {

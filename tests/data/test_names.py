@@ -109,11 +109,6 @@ def test_where_both_exist_that_is_said_in_one_line():
 # The commands
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    return small_run.make_assets(tmp_path_factory.mktemp("assets"))
-
-
 @pytest.fixture
 def small_demo(monkeypatch):
     """The built-in dataset with few rows: 36 in train, 18 in test."""
