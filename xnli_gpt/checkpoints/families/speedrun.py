@@ -243,30 +243,37 @@ OLD_LAMBDAS = (
 )
 
 
-def _families() -> Iterable[Family]:
-    lambdas = {"heads": heads_of, "finish": stack_parts}
-    lone = {"has_lone_block": True, **lambdas}
-    plain = {"heads": heads_of}
+MIXED = {"heads": heads_of, "finish": stack_parts}
+
+
+def _of_2024() -> Iterable[Family]:
+    """With separate q, k and v, before there were value embeddings."""
     yield Family(
         "R2",
         _old_rules(),
         lambda c: _old(c, norm_embedding=False, tied_head=True, rotates_before_norm=True),
         objection=_objection_to_old(tied=True),
-        **plain,
+        heads=heads_of,
     )
-    yield Family("R3", _old_rules(), _old, objection=_objection_to_old(tied=False), **plain)
+    untied = _objection_to_old(tied=False)
+    yield Family("R3", _old_rules(), _old, objection=untied, heads=heads_of)
     mixing = {"mixes": True, "value_of_first_layer": True}
-    yield Family("R4", _old_rules(*OLD_LAMBDAS), lambda c: _old(c, **mixing), **lambdas)
+    yield Family("R4", _old_rules(*OLD_LAMBDAS), lambda c: _old(c, **mixing), **MIXED)
     skipping = renamed("skip_weights", "skip_weights", "L/2")
     yield Family(
         "R5",
         _old_rules(*OLD_LAMBDAS, skipping),
         lambda c: _old(c, **mixing, skips=facts_of(c, "L")["skips"]),
-        **lambdas,
+        **MIXED,
     )
+
+
+def _with_value_embeddings() -> Iterable[Family]:
+    """Of both tracks, with lambdas in every block."""
+    lone = {"has_lone_block": True, **MIXED}
     inverse = TensorRule("blocks.{i}.attn.rotary.inv_freq", ("F",))
     r8 = (*ENDS, OLD_TABLES, *LAMBDAS, *apart("blocks.{i}"), *MATRICES, inverse)
-    yield Family("R8", r8, _r8, tables=6, **lambdas)
+    yield Family("R8", r8, _r8, tables=6, **MIXED)
     r9 = (*ENDS, OLD_TABLES, *LAMBDAS, *apart("blocks.{i}"), *MATRICES)
     yield Family("R9", r9, _december, objection=only(12), **lone)
     yield Family("M1", r9, _december, objection=only(16), **lone)
@@ -282,11 +289,16 @@ def _families() -> Iterable[Family]:
     )
     record = TensorRule("blocks.{i}.record", (3,))
     yield Family("M2", (*r11, record), _m2, objection=only(16), **lone)
+
+
+def _with_scalars() -> Iterable[Family]:
+    """Of both tracks, with all mixing weights in one tensor."""
+    lone = {"has_lone_block": True, "heads": heads_of}
     r13 = (*ENDS, TABLES, same("scalars", "S"), FOUR, *TRANSPOSED_MLP)
     sqrt = {"logit_cap": "sigmoid"}
-    yield Family("R13", r13, lambda c: facts_of(c, TRACK_1, **sqrt), has_lone_block=True, **plain)
+    yield Family("R13", r13, lambda c: facts_of(c, TRACK_1, **sqrt), **lone)
     m4 = (same("embed.weight", "V", "D"), same("scalars", "S"), *MEDIUM_BODY)
-    yield Family("M4", m4, _m4, tables=5, has_lone_block=True, **plain)
+    yield Family("M4", m4, _m4, tables=5, **lone)
     two = {"num_embeddings": 2}
     mixing_two = two | {"final_layer": 11}
     for name, size, facts in (
@@ -300,17 +312,15 @@ def _families() -> Iterable[Family]:
             partial(_m4, **facts),
             objection=only(16),
             tables=5,
-            has_lone_block=True,
-            **plain,
+            **lone,
         )
     gate = renamed("blocks.{i}.attn.attn_gate.weight", "blocks.{i}.attn.gate.weight", "H", 12)
     yield Family(
         "R14",
         (*r13, gate),
         lambda c: facts_of(c, TRACK_1, attention_gate=12),
-        has_lone_block=True,
-        **plain,
+        **lone,
     )
 
 
-SPEEDRUN_FAMILIES = tuple(_families())
+SPEEDRUN_FAMILIES = (*_of_2024(), *_with_value_embeddings(), *_with_scalars())
