@@ -125,8 +125,14 @@ class RowAdamW(torch.optim.AdamW):
     ) -> None:
         state = self.state[table]
         state["step"] = int(state["step"]) + 1
-        state["last_step"][rows] = state["step"]
-        table[rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = values, average, square
+        # A number that is assigned would be copied to the device, for which the host waits.
+        state["last_step"].index_fill_(0, rows, state["step"])
+        for tensor, new in (
+            (table, values),
+            (state["exp_avg"], average),
+            (state["exp_avg_sq"], square),
+        ):
+            tensor.index_copy_(0, rows, new)
 
 
 def configure_optimizers(
