@@ -15,6 +15,7 @@ from load_checkpoint_helper import load_pretrained_checkpoint
 from model import GPTBatched, GPTClassification, GPTConfig
 from xnli_gpt.data.tokenizer import load_pair_encoding
 from xnli_gpt.errors import UsageError
+from xnli_gpt.network.mixing import join_scalars
 from xnli_gpt.training.optimizer import configure_optimizers
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -41,6 +42,8 @@ def pretrained(assets) -> Path:
         trunk.lm_loss(inputs, targets).backward()
         optimizer.step()
     state = {name: tensor.detach() for name, tensor in trunk.state_dict().items()}
+    weights = {name: state.pop(name) for name in trunk.config.mixing_weights}
+    state["scalars"] = join_scalars(weights, trunk.config)
     state["lm_head.weight"] = trunk.lm_head_weight
     return made_checkpoints.save_checkpoint(assets.folder / "state_step000130.pt", state)
 

@@ -22,7 +22,10 @@ INITIAL = {
 
 def initial_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     """Return one of them before training."""
-    return torch.tensor(INITIAL[name][: shape[-1]]).expand(shape).clone()
+    of_row = INITIAL[name][: shape[-1]]
+    values = list(of_row) * (shape[-1] // len(of_row))
+    # Made of plain numbers: on the meta device `expand` and `clone` would import torch's compiler.
+    return torch.tensor([values] * shape[0] if len(shape) == 2 else values)
 
 
 def initial_weights(config: GPTConfig) -> dict[str, Tensor]:
