@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from xnli_gpt.choices import EVALUATION_TOKENS
 from xnli_gpt.data.encoded import EncodedSplit
 from xnli_gpt.data.packing import has_neighbours, packed_rows, rows_sharing_premises
-from xnli_gpt.data.premises import Premises, cut_by_premises, premises_of
+from xnli_gpt.data.premises import Premises, premises_of
 from xnli_gpt.evaluation.scores import classification_metrics
 from xnli_gpt.training.distributed import ALONE, Ranks
-from xnli_gpt.training.order import cut_by_tokens
+from xnli_gpt.training.order import cut_into_batches
 from xnli_gpt.training.signals import StopSignals
 from xnli_gpt.training.step import autocast
 
@@ -89,10 +89,8 @@ def batches_of_rank(
     premise side by side where that saves computing it again."""
     premises = _premises_worth_sharing(split) if model.shares_beginnings else None
     share = inference.ranks.share_of(split.lengths, premises)
-    if premises is None:
-        cuts = cut_by_tokens(split.lengths[share], inference.max_tokens)
-    else:
-        cuts = cut_by_premises(split.lengths[share], premises.of(share), inference.max_tokens)
+    own = None if premises is None else premises.of(share)
+    cuts = cut_into_batches(split.lengths[share], own, inference.max_tokens)
     return [share[cut] for cut in cuts if len(cut)]
 
 

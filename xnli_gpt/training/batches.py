@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xnli_gpt.data.premises import cut_by_premises
 from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.training.distributed import ALONE, Ranks
 from xnli_gpt.training.losses import IGNORED_LABEL
-from xnli_gpt.training.order import Examples, cut_by_tokens, dropout_masks
+from xnli_gpt.training.order import Examples, cut_into_batches, dropout_masks
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.table_rows import TableRows
 
@@ -80,11 +79,8 @@ class StepCutter:
         counts = len(share) > 0
         share = share if counts else np.zeros(1, dtype=int)
         micro_batches, most_tokens = [], 0
-        if premises is None:
-            cuts = cut_by_tokens(lengths[share], max_tokens)
-        else:
-            cuts = cut_by_premises(lengths[share], premises.of(share), max_tokens)
-        for cut in cuts:
+        own = None if premises is None else premises.of(share)
+        for cut in cut_into_batches(lengths[share], own, max_tokens):
             positions = share[cut]
             inputs, labels = examples.get_batch(indices[positions])
             mask = None if masks is None else masks[torch.from_numpy(positions)]

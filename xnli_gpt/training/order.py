@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xnli_gpt.data.premises import Premises
+from xnli_gpt.data.premises import Premises, cut_by_premises
 from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.training.recipe import steps_per_epoch
 
@@ -120,6 +120,16 @@ def dropout_masks(seed: int, step: int, num_examples: int, width: int, p: float)
     generator = torch.Generator().manual_seed(mixed_seed >> 1)
     kept = torch.rand(num_examples, width, generator=generator) >= p
     return kept / (1 - p)
+
+
+def cut_into_batches(
+    lengths: np.ndarray, premises: Premises | None, max_tokens: int
+) -> list[np.ndarray]:
+    """Return the positions of examples cut into batches of at most `max_tokens`, the longest first;
+    with `premises` each is counted once, and its examples stand side by side."""
+    if premises is None:
+        return cut_by_tokens(lengths, max_tokens)
+    return cut_by_premises(lengths, premises, max_tokens)
 
 
 def cut_by_tokens(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
