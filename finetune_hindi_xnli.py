@@ -157,9 +157,11 @@ def put_trunk(
     config: FineTuning,
     device: torch.device,
     dtype: torch.dtype,
+    longest: int | None = None,
 ) -> None:
-    """Give a model its trunk, on a device, and frozen where the head alone is trained."""
-    set_up(trunk, config, device, dtype)
+    """Give a model its trunk, on a device, and frozen where the head alone is trained; `longest` is
+    the longest row of the data, where it is known."""
+    set_up(trunk, config, device, dtype, longest)
     is_trained = not config.recipe.freeze_backbone
     model.pretrained_model = trunk.to(device).requires_grad_(is_trained)
     model.to(device)
@@ -185,8 +187,9 @@ def model_of_checkpoint(run: Run, saved: dict | None) -> GPTClassification:
         model = GPTClassification(GPTBatched(gpt_config), len(run.data.classes), gpt_config.head)
     ranks.broadcast_model(model)
     inputs = run.inputs
-    set_up(model.pretrained_model, run.config, inputs.device, inputs.precision.dtype)
-    return model.to(inputs.device)
+    device, dtype = inputs.device, inputs.precision.dtype
+    set_up(model.pretrained_model, run.config, device, dtype, run.data.longest_row)
+    return model.to(device)
 
 
 def train_and_score(run: Run) -> None:
@@ -226,7 +229,7 @@ def train(run: Run, resumption: Resumption) -> tuple[TrainState, dict | None]:
     config, inputs, data = run.config, run.inputs, run.data
     model = build_model(inputs.info, len(data.classes), config.recipe.seed, config.recipe.head)
     trunk = inputs.take_trunk() or random_trunk(inputs.info, config.recipe.seed)
-    put_trunk(model, trunk, config, inputs.device, inputs.precision.dtype)
+    put_trunk(model, trunk, config, inputs.device, inputs.precision.dtype, data.longest_row)
     optimizer, scaler = make_optimizer(model, config, inputs.precision.dtype)
     if resumption.save is None:
         check = self_check(trunk, data.train, inputs.encoding)

@@ -35,6 +35,7 @@ from model import (
     GPTConfig,
 )
 from xnli_gpt.data.encoded import EncodedSplit, offsets_of, pack
+from xnli_gpt.data.options import DataOptions
 from xnli_gpt.data.packing import packed_rows, rows_sharing_premises
 from xnli_gpt.data.premises import premises_of
 from xnli_gpt.evaluation.logits import Inference, split_logits
@@ -43,9 +44,10 @@ from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.processors import set_up_libraries
 from xnli_gpt.training.batches import StepBatches
+from xnli_gpt.training.graphs import step_graphs_of
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
-from xnli_gpt.training.options import RecipeOptions
+from xnli_gpt.training.options import RecipeOptions, TrainingMachineOptions
 from xnli_gpt.training.order import Examples
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.step import apply_gradient, loss_of
@@ -107,8 +109,11 @@ class Ours(Contestant):
         dtype = DTYPES[contest.dtype]
         model = new_model(contest.size).to(self.device)
         self.model, trunk = model, model.pretrained_model
+        self.pairs = Pairs(contest, seed=1)
         options = RecipeOptions(group_premises=contest.group_premises)
-        trunk.row_attention = fastest_attention(trunk.config, options, self.device, dtype)
+        trunk.row_attention = fastest_attention(
+            trunk.config, options, self.device, dtype, int(self.pairs.split.lengths.max())
+        )
         optimizer = configure_optimizers(
             self.device.type, model, embedding_update=contest.embedding_update
         )
@@ -120,7 +125,6 @@ class Ours(Contestant):
             eval_interval=1 << 40,
             dtype=dtype,
         )
-        self.pairs = Pairs(contest, seed=1)
         if contest.compiled:
             compile_trunk(trunk)
         self.trainer = Trainer(
@@ -131,6 +135,7 @@ class Ours(Contestant):
             self.pairs.examples(),
             Unscored(),
         )
+        self.trainer.graphs = step_graphs_of(self.trainer, TrainingMachineOptions())
         few = self.pairs.examples(np.arange(min(contest.pairs, 256)))
         self.trainer.state.max_tokens_per_batch = find_max_tokens(model, recipe, few)
         self.sample(3)
@@ -372,7 +377,7 @@ def config_of_size(size: str) -> GPTConfig:
         num_layers=num_layers,
         num_heads=num_heads,
         model_dim=model_dim,
-        max_seq_len=1024,
+        max_seq_len=DataOptions().block_size,
     )
 
 

@@ -25,8 +25,10 @@ from xnli_gpt.errors import TrainingError
 from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.training import trainer as trainer_room
 from xnli_gpt.training.batches import StepCutter
+from xnli_gpt.training.graphs import step_graphs_of
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
+from xnli_gpt.training.options import TrainingMachineOptions
 from xnli_gpt.training.order import Examples
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.state import TrainState
@@ -455,3 +457,43 @@ def test_a_step_does_not_make_the_host_wait(model, backend, class_weights):
     with waiting_is_an_error():
         result = train_step(model, optimizer, no_scaler(), recipe, batches)
     assert torch.isfinite(result.loss)
+
+
+# CUDA graphs
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["trunk as it is", "compiled trunk"])
+def test_steps_by_graphs_are_those_without(model, compiled):
+    """Of few shapes, so that most steps are replayed, and one that is too small for another's."""
+    data = Data(45)
+    changes = {"examples_per_step": 8, "num_steps": 24, "eval_interval": 12}
+    changes |= {"dtype": torch.bfloat16, "dropout": 0.1}
+    model.pretrained_model.row_attention = "varlen"
+    if compiled:
+        compile_trunk(model.pretrained_model)
+
+    def trained(with_graphs):
+        own = copy.deepcopy(model)
+        trainer = Trainer(
+            own,
+            configure_optimizers(DEVICE.type, own),
+            no_scaler(),
+            recipe_of(data, **changes),
+            data.examples,
+            ScriptedValidation([0.5] * 9),
+            state=TrainState(max_tokens_per_batch=1 << 16),
+        )
+        trainer.graphs = step_graphs_of(trainer, TrainingMachineOptions())
+        if not with_graphs:
+            # Rows of the same shapes, or sums would be in another order.
+            trainer.graphs.pool = None
+        trainer.train()
+        weights = torch.cat([p.detach().flatten() for p in own.parameters()]).cpu()
+        return weights, trainer.graphs
+
+    expected, none = trained(with_graphs=False)
+    found, graphs = trained(with_graphs=True)
+    assert not none.graphs
+    assert graphs.graphs and max(graphs.met.values()) > 2
+    assert graphs.pool is not None, "no graph failed"
+    assert_same_run(expected, found, model)

@@ -16,19 +16,33 @@ from xnli_gpt.training.options import RecipeOptions, TrainingMachineOptions
 MOST_HEAD_DIM = 256
 
 
-def set_up(trunk: nn.Module, config: FineTuning, device: torch.device, dtype: torch.dtype) -> None:
-    """Set how a trunk computes, which changes no result."""
+def set_up(
+    trunk: nn.Module,
+    config: FineTuning,
+    device: torch.device,
+    dtype: torch.dtype,
+    longest: int | None = None,
+) -> None:
+    """Set how a trunk computes, which changes no result; `longest` is the longest row of the data,
+    in tokens, where it is known."""
     trunk.gradient_checkpointing = config.machine.gradient_checkpointing
     trunk.row_attention = config.machine.attention
     if config.machine.attention == AUTO:
-        trunk.row_attention = fastest_attention(trunk.config, config.recipe, device, dtype)
+        network = trunk.config
+        trunk.row_attention = fastest_attention(
+            network, config.recipe, device, dtype, longest or network.max_seq_len
+        )
 
 
 def fastest_attention(
-    network: GPTConfig, recipe: RecipeOptions, device: torch.device, dtype: torch.dtype
+    network: GPTConfig,
+    recipe: RecipeOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    longest: int,
 ) -> str | None:
-    """Return how the attention of short pairs is computed fastest on a device; None is the
-    device's own way.
+    """Return how the attention of short pairs is computed fastest on a device, where the longest
+    row has `longest` tokens; None is the device's own way.
 
     On a GPU that is varlen, twice as fast as flex, wherever it gives the same: FlashAttention needs
     half precision and Ampere, knows no windows, and no premises of several pairs.
@@ -37,7 +51,7 @@ def fastest_attention(
         device.type == "cuda"
         and dtype.itemsize == 2
         and torch.cuda.get_device_capability(device) >= AMPERE
-        and network.max_seq_len <= network.tokens_within_windows
+        and longest <= network.tokens_within_windows
         and network.head_dim % 8 == 0
         and network.head_dim <= MOST_HEAD_DIM
         and not recipe.group_premises

@@ -26,6 +26,7 @@ from xnli_gpt.fine_tuning.inputs import Run
 from xnli_gpt.options import plain_values
 from xnli_gpt.training.compiling import is_compiled
 from xnli_gpt.training.config_file import data_flags
+from xnli_gpt.training.graphs import step_graphs_of
 from xnli_gpt.training.loggers import open_loggers
 from xnli_gpt.training.memory import compile_ahead, find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
@@ -269,6 +270,7 @@ def fit_to_machine(
     # The same on all ranks: the smallest.
     budget = min(trainer.ranks.all_gather_object(budget))
     trainer.state.max_tokens_per_batch = budget
+    trainer.graphs = step_graphs_of(trainer, machine)
     inference = replace(trainer.validation.inference, max_tokens=budget)
     trainer.validation = replace(trainer.validation, inference=inference)
     trainer.validation.evaluate(model, max_batches=2)

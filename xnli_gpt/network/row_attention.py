@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xnli_gpt.network.config import GPTConfig
@@ -49,22 +50,23 @@ class VarlenRowAttention:
         # It imports torch's compiler, for a second.
         from torch.nn.attention.varlen import varlen_attn
 
-        longest = max(row.lengths)
+        B, N = len(row.last), len(row.input_ids)
+        longest = max(row.lengths[:B])
         if longest > config.tokens_within_windows:
             raise ValueError(
                 f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
                 f"blocks of {config.window_block}: use `attention` flex, or a smaller `block_size`"
             )
         self.scale = config.softmax_scale
-        device = row.input_ids.device
-        lengths = torch.tensor([0, *row.lengths], dtype=torch.int32)
         self.attend = varlen_attn
-        self.longest = longest
-        self.ends = lengths.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)  # [B + 1]
+        self.longest = max(row.lengths)
+        # Of every example and of the filler, which may be of no tokens.
+        ends = F.pad(F.pad(row.last + 1, (1, 0)), (0, 1), value=N)
+        self.ends = ends.to(torch.int32)  # [B + 2]
         # One question an example and none of the filler, whose keys and values must be in the
         # kernel's reach all the same: its backward pass writes no gradient beyond the last bound.
-        questions = torch.arange(len(lengths), dtype=torch.int32, device=device)
-        self.questions = questions.clamp(max=len(row.last))  # [B + 1]
+        questions = torch.arange(B + 2, dtype=torch.int32, device=row.last.device)
+        self.questions = questions.clamp(max=B)  # [B + 2]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""

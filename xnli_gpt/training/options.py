@@ -60,6 +60,11 @@ class TrainingMachineOptions(DeviceOptions):
         "groups (CPU), flex or varlen (cuda); auto: the fastest",
         choices=(AUTO, *ROW_ATTENTION),
     )
+    cuda_graphs: str = option(
+        AUTO,
+        "launch a step as one where that is possible, see docs/measurements.md",
+        choices=(AUTO, "never"),
+    )
     gradient_checkpointing: bool = option(False, "less memory for a third more time")
     embedding_update: str = option(
         "exact",

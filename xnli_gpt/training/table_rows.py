@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class TableRows:
     """The distinct tokens of a step, and in each micro-batch the places of every token."""
 
-    ids: Tensor  # [U], ascending
+    ids: Tensor  # [U]
     places: tuple[Tensor, ...]  # of each micro-batch [N], where its tokens stand, ordered by id
     firsts: tuple[Tensor, ...]  # [U], where in `places` those of each distinct token begin
 
@@ -33,6 +33,20 @@ class TableRows:
             tuple(map(torch.from_numpy, orders)),
             tuple(map(torch.from_numpy, firsts)),
         )
+
+    def filled_up(self, count: int, vocab_size: int) -> TableRows:
+        """Return the same with `count` distinct tokens, those that are not in the step with no
+        places. Raises ValueError where the vocabulary has not so many."""
+        others = np.ones(vocab_size, dtype=bool)
+        others[self.ids.numpy()] = False
+        more = torch.from_numpy(np.flatnonzero(others)[: count - len(self.ids)])
+        if len(self.ids) + len(more) != count:
+            raise ValueError(f"{count} distinct tokens of a vocabulary of {vocab_size}")
+        firsts = tuple(
+            F.pad(first, (0, len(more)), value=len(places))
+            for first, places in zip(self.firsts, self.places, strict=True)
+        )
+        return TableRows(torch.cat([self.ids, more]), self.places, firsts)
 
     def pin_memory(self) -> TableRows:
         """Return the same in memory that a GPU fetches by itself."""

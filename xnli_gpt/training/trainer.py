@@ -16,6 +16,7 @@ from torch import nn
 from xnli_gpt.errors import TrainingError
 from xnli_gpt.training.batches import StepBatches, StepCutter, prefetched
 from xnli_gpt.training.distributed import ALONE, Ranks
+from xnli_gpt.training.graphs import ShapedStep, StepGraphs
 from xnli_gpt.training.optimizer import set_learning_rate
 from xnli_gpt.training.order import ExampleOrder, Examples
 from xnli_gpt.training.progress_line import ProgressLine
@@ -72,6 +73,7 @@ class Trainer:
     save_interval: int | None = None
     ranks: Ranks = ALONE
     stop: StopSignals = field(default_factory=StopSignals)
+    graphs: StepGraphs | None = None
 
     def __post_init__(self) -> None:
         recipe, examples = self.recipe, self.examples
@@ -182,6 +184,8 @@ class Trainer:
     def _prepare(self, step: int) -> StepBatches:
         budget = self.state.max_tokens_per_batch
         batches = self.cutter.batches(step, self.order.of_step(step), budget)
+        if self.graphs is not None:
+            batches = self.graphs.shapes.shaped(batches)
         return batches.pin_memory() if self.on_gpu else batches
 
     def _train_step_within_memory(self, batches: StepBatches) -> StepResult:
@@ -192,9 +196,7 @@ class Trainer:
             if batches.max_tokens > state.max_tokens_per_batch:
                 batches = self._prepare(state.step)
             try:
-                return train_step(
-                    self.model, self.optimizer, self.scaler, self.recipe, batches, self.ranks
-                )
+                return self._train_step(batches)
             except torch.OutOfMemoryError:
                 if all(len(batch.labels) == 1 for batch in batches.micro_batches):
                     raise TrainingError(
@@ -209,6 +211,11 @@ class Trainer:
                 f"note: out of GPU memory; step {state.step + 1} again with at most "
                 f"{state.max_tokens_per_batch} tokens a micro-batch (max_tokens_per_batch)"
             )
+
+    def _train_step(self, batches: StepBatches) -> StepResult:
+        if isinstance(batches, ShapedStep):
+            return self.graphs.step(batches)
+        return train_step(self.model, self.optimizer, self.scaler, self.recipe, batches, self.ranks)
 
     def _learning_rate(self) -> float:
         """Return the rate of the next update."""
