@@ -270,8 +270,10 @@ class GPTTrunk(nn.Module):
         pooled: Tensor | None,
     ) -> Tensor:
         L = self.config.num_layers
-        lambdas = self.block_lambdas if self.config.mixes else [None] * L
-        sa_lambdas = self.value_lambdas if self.config.mixes else [None] * L
+        # Taken apart at once: of each by itself the gradient would be a sum of mostly zeros.
+        lambdas = self.block_lambdas.unbind() if self.config.mixes else [None] * L
+        sa_lambdas = self.value_lambdas.unbind() if self.config.mixes else [None] * L
+        skip_weights = () if self.skip_weights is None else self.skip_weights.unbind()
         skips = {block: (source, weight) for block, source, weight in self.config.skips}
         sources = {source for source, _ in skips.values()} | {self.config.reused_layer}
         table_of_layer = dict(self.config.value_embed_layers)
@@ -283,7 +285,7 @@ class GPTTrunk(nn.Module):
         for i, block in enumerate(self.blocks):
             if i in skips:
                 source, weight = skips[i]
-                x = x + self.skip_weights[weight] * outputs[source]
+                x = x + skip_weights[weight] * outputs[source]
             value_embedding = value_embeddings[table_of_layer[i]] if i in table_of_layer else None
             if self.config.value_of_first_layer:
                 # The first layer's own values are what it would be mixed with.

@@ -80,8 +80,8 @@ class ShapedStep(StepBatches):
         batch = replace(batch, inputs=inputs, labels=labels)
         if mask is not None:
             batch = replace(batch, dropout_mask=mask)
-        distinct, places, firsts = rows
-        table_rows = TableRows(distinct, (places,), (firsts,))
+        distinct, *kinds = rows
+        table_rows = TableRows(distinct, *((kind,) for kind in kinds))
         return replace(self, micro_batches=[batch], table_rows=table_rows)
 
 
@@ -89,7 +89,7 @@ def _parts_of(batches: StepBatches) -> list[Tensor]:
     (batch,), rows = batches.micro_batches, batches.table_rows
     row = batch.inputs
     parts = [row.input_ids, row.positions, row.docs, row.last, batch.labels]
-    return [*parts, rows.ids, *rows.places, *rows.firsts]
+    return [*parts, rows.ids, *rows.places, *rows.chunks, *rows.firsts]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# So many gradients are summed one after the other, and then their sums: a GPU that sums those of a
+# token at once would wait for the most frequent token.
+CHUNK = 32
+
 
 @dataclass(frozen=True)
 class TableRows:
@@ -17,21 +21,17 @@ class TableRows:
 
     ids: Tensor  # [U]
     places: tuple[Tensor, ...]  # of each micro-batch [N], where its tokens stand, ordered by id
-    firsts: tuple[Tensor, ...]  # [U], where in `places` those of each distinct token begin
+    chunks: tuple[Tensor, ...]  # [C], where in `places` each chunk of one token's begins
+    firsts: tuple[Tensor, ...]  # [U], where in `chunks` those of each distinct token begin
 
     @classmethod
     def of(cls, rows: Sequence[Tensor]) -> TableRows:
         """Return those of the ids [N] of every micro-batch."""
         distinct = np.unique(np.concatenate([ids.numpy() for ids in rows]))
-        orders = [np.argsort(ids.numpy(), kind="stable") for ids in rows]
-        firsts = [
-            np.searchsorted(ids.numpy()[order], distinct)
-            for ids, order in zip(rows, orders, strict=True)
-        ]
+        of_rows = [_places_of(ids.numpy(), distinct) for ids in rows]
         return cls(
             torch.from_numpy(distinct),
-            tuple(map(torch.from_numpy, orders)),
-            tuple(map(torch.from_numpy, firsts)),
+            *(tuple(map(torch.from_numpy, kind)) for kind in zip(*of_rows, strict=True)),
         )
 
     def filled_up(self, count: int, vocab_size: int) -> TableRows:
@@ -43,10 +43,15 @@ class TableRows:
         if len(self.ids) + len(more) != count:
             raise ValueError(f"{count} distinct tokens of a vocabulary of {vocab_size}")
         firsts = tuple(
-            F.pad(first, (0, len(more)), value=len(places))
-            for first, places in zip(self.firsts, self.places, strict=True)
+            F.pad(first, (0, len(more)), value=len(chunks))
+            for first, chunks in zip(self.firsts, self.chunks, strict=True)
         )
-        return TableRows(torch.cat([self.ids, more]), self.places, firsts)
+        # As many as there are at most, the last of them with no places.
+        chunks = tuple(
+            F.pad(chunk, (0, count + len(places) // CHUNK - len(chunk)), value=len(places))
+            for chunk, places in zip(self.chunks, self.places, strict=True)
+        )
+        return TableRows(torch.cat([self.ids, more]), self.places, chunks, firsts)
 
     def pin_memory(self) -> TableRows:
         """Return the same in memory that a GPU fetches by itself."""
@@ -57,8 +62,18 @@ class TableRows:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TableRows:
-        places, firsts = (tuple(map(change, of_all)) for of_all in (self.places, self.firsts))
-        return TableRows(change(self.ids), places, firsts)
+        others = (tuple(map(change, kind)) for kind in (self.places, self.chunks, self.firsts))
+        return TableRows(change(self.ids), *others)
+
+
+def _places_of(ids: np.ndarray, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `places`, `chunks` and `firsts` of a row's ids [N]."""
+    places = np.argsort(ids, kind="stable")
+    begins = np.searchsorted(ids[places], distinct)  # [U]
+    counts = -(-np.diff(begins, append=len(ids)) // CHUNK)  # [U], in chunks
+    firsts = np.cumsum(counts) - counts
+    within = np.arange(counts.sum()) - np.repeat(firsts, counts)  # [C]
+    return places, np.repeat(begins, counts) + CHUNK * within, firsts
 
 
 class TableGradients:
@@ -79,14 +94,19 @@ class TableGradients:
 
     def take(self, micro_batch: int) -> None:
         """Take over what the backward pass of a micro-batch has left."""
-        places, firsts = self.rows.places[micro_batch], self.rows.firsts[micro_batch]
+        rows = self.rows
+        places, chunks, firsts = (
+            kind[micro_batch] for kind in (rows.places, rows.chunks, rows.firsts)
+        )
+        all_chunks = torch.arange(len(chunks), device=chunks.device)
         for table in self.tables:
             if table.grad is None:
                 continue
             values = table.grad._values()  # [N, D], in the order of the tokens
             assert len(values) == len(places), "a table is read once for every token"
             table.grad = None
-            summed = F.embedding_bag(places, values, firsts, mode="sum")  # [U, D]
+            of_chunks = F.embedding_bag(places, values, chunks, mode="sum")  # [C, D]
+            summed = F.embedding_bag(all_chunks, of_chunks, firsts, mode="sum")  # [U, D]
             before = self.summed.get(table)
             self.summed[table] = summed if before is None else before.add_(summed)
 
