@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from xnli_gpt.choices import AUTO
 from xnli_gpt.messages import reason_of
+from xnli_gpt.network.config import next_multiple
 from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.training.batches import StepBatches
+from xnli_gpt.training.optimizer import RowAdamW
 from xnli_gpt.training.options import TrainingMachineOptions
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.state import StepResult
@@ -118,7 +120,8 @@ class StepShapes:
         # Kernels are launched for the longest that there may be, not for this step's.
         row = replace(row, lengths=(self.longest,) * B + (self.multiple,))
         rows = TableRows.of([row.input_ids])
-        count = min(1 << (len(rows.ids) - 1).bit_length(), self.vocab_size)
+        half_a_power = max(1, 1 << (len(rows.ids).bit_length() - 2))
+        count = min(next_multiple(len(rows.ids), half_a_power), self.vocab_size)
         return ShapedStep.of(
             replace(
                 batches,
@@ -138,7 +141,7 @@ class StepGraphs:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: RowAdamW,
         recipe: Recipe,
         shapes: StepShapes,
     ):
@@ -146,6 +149,7 @@ class StepGraphs:
         self.model, self.optimizer, self.recipe, self.shapes = model, optimizer, recipe, shapes
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        self.resting = optimizer.defer_resting_rows(recipe.num_steps)
         # Of every group of parameters; a number would be recorded as it is.
         self.rates = torch.zeros(len(optimizer.param_groups), device=self.device)
         self.met: Counter[tuple[int, ...]] = Counter()
@@ -153,8 +157,12 @@ class StepGraphs:
         # None: nothing more is recorded.
         self.pool = torch.cuda.graph_pool_handle()
 
-    def step(self, batches: ShapedStep) -> StepResult:
+    def step(self, batches: StepBatches) -> StepResult:
         """Do a step; raises what `train_step` does."""
+        if self.resting is not None:
+            self.resting.begin_step()
+        if not isinstance(batches, ShapedStep):
+            return self._train_step(batches)
         shape = batches.shape
         self.met[shape] += 1
         if shape not in self.graphs and self.met[shape] > 1 and self.pool is not None:
@@ -164,6 +172,11 @@ class StepGraphs:
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         return self.graphs[shape].replay(batches)
+
+    def settle(self) -> None:
+        """Make up for all moves of table rows that are due."""
+        if self.resting is not None:
+            self.resting.settle()
 
     def _record(self, batches: ShapedStep) -> None:
         """Record a step, which computes nothing; where that fails, go on without graphs."""
@@ -185,6 +198,8 @@ class StepGraphs:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _train_step(self, batches: StepBatches) -> StepResult:
+        if self.resting is not None:
+            self.resting.catch_up(batches.table_rows.ids.to(self.device, non_blocking=True))
         return train_step(self.model, self.optimizer, self.scaler, self.recipe, batches)
 
 

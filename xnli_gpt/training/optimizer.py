@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xnli_gpt.choices import EMBEDDING_UPDATES
 from xnli_gpt.network.layers import TokenEmbedding
+from xnli_gpt.training.resting_rows import RestingRows
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -34,6 +35,26 @@ class RowAdamW(torch.optim.AdamW):
         self.embedding_update = embedding_update
         self.tables = set(tables)  # those whose gradients will be sparse, as far as known
         self._dense_gradients: dict[nn.Parameter, Tensor] = {}
+        self._resting: RestingRows | None = None
+
+    def defer_resting_rows(self, most_steps: int) -> RestingRows | None:
+        """Make up for the moves of rows when they are met, in a run of so many steps at most; None
+        where no table is trained.
+
+        From then on weights and moments of the tables are right after `settle` alone, and the rows
+        of a step after `catch_up`.
+        """
+        assert self.embedding_update == "exact"
+        for group in self.param_groups:
+            tables = [p for p in group["params"] if p in self.tables]
+            if tables:
+                assert len(tables) == len(self.tables), "all are in one group"
+                for table in tables:
+                    self._allocate_moments(table)
+                states = [self.state[table] for table in tables]
+                self._resting = RestingRows(tables, states, group, most_steps)
+                self._dense_gradients.clear()
+        return self._resting
 
     @torch.no_grad()
     def allocate(self) -> None:
@@ -49,6 +70,8 @@ class RowAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Do one update; the sparse gradients are used up."""
         touched, resting = [], []
+        if self._resting is not None:
+            self._update_met_rows(self._resting)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
@@ -72,6 +95,13 @@ class RowAdamW(torch.optim.AdamW):
             parameter.grad.index_fill_(0, rows, 0)
             parameter.grad = None
         return result
+
+    def _update_met_rows(self, resting: RestingRows) -> None:
+        gradients = [table.grad.coalesce() for table in resting.tables]
+        for table in resting.tables:
+            table.grad = None
+        # All tables have the same rows.
+        resting.update(gradients[0].indices()[0], [gradient.values() for gradient in gradients])
 
     def _overflowed(self) -> bool:
         """What the scaler of float16 found; the fused update looks at it by itself."""

@@ -16,7 +16,7 @@ from torch import nn
 from xnli_gpt.errors import TrainingError
 from xnli_gpt.training.batches import StepBatches, StepCutter, prefetched
 from xnli_gpt.training.distributed import ALONE, Ranks
-from xnli_gpt.training.graphs import ShapedStep, StepGraphs
+from xnli_gpt.training.graphs import StepGraphs
 from xnli_gpt.training.optimizer import set_learning_rate
 from xnli_gpt.training.order import ExampleOrder, Examples
 from xnli_gpt.training.progress_line import ProgressLine
@@ -129,6 +129,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the validation split and note what it says; nothing where a signal broke it off."""
         state = self.state
+        self._settle_tables()
         with self.line.evaluating(state.step):
             metrics = self.validation.evaluate(self.model)
         if metrics is None:
@@ -153,6 +154,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, object]:
         """Return all that a run depends on besides its command."""
+        self._settle_tables()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -213,9 +215,13 @@ class Trainer:
             )
 
     def _train_step(self, batches: StepBatches) -> StepResult:
-        if isinstance(batches, ShapedStep):
+        if self.graphs is not None:
             return self.graphs.step(batches)
         return train_step(self.model, self.optimizer, self.scaler, self.recipe, batches, self.ranks)
+
+    def _settle_tables(self) -> None:
+        if self.graphs is not None:
+            self.graphs.settle()
 
     def _learning_rate(self) -> float:
         """Return the rate of the next update."""
