@@ -44,6 +44,7 @@ from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.network.grouped_attention import GroupedAttention
 from xnli_gpt.processors import set_up_libraries
 from xnli_gpt.training.batches import StepBatches
+from xnli_gpt.training.distributed import ALONE
 from xnli_gpt.training.graphs import step_graphs_of
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
@@ -136,7 +137,9 @@ class Ours(Contestant):
             self.pairs.examples(),
             Unscored(),
         )
-        self.trainer.graphs = step_graphs_of(self.trainer, TrainingMachineOptions())
+        self.trainer.graphs = step_graphs_of(
+            TrainingMachineOptions(), model, optimizer, recipe, self.trainer.examples, ALONE
+        )
         few = self.pairs.examples(np.arange(min(contest.pairs, 256)))
         self.trainer.state.max_tokens_per_batch = find_max_tokens(model, recipe, few)
         self.sample(3)

@@ -25,6 +25,7 @@ from xnli_gpt.errors import TrainingError
 from xnli_gpt.network.compiling import compile_trunk
 from xnli_gpt.training import trainer as trainer_room
 from xnli_gpt.training.batches import StepCutter
+from xnli_gpt.training.distributed import ALONE
 from xnli_gpt.training.graphs import step_graphs_of
 from xnli_gpt.training.memory import find_max_tokens
 from xnli_gpt.training.optimizer import configure_optimizers
@@ -486,7 +487,14 @@ def test_steps_by_graphs_are_those_without(model, compiled):
             ScriptedValidation([0.5] * 9),
             state=TrainState(max_tokens_per_batch=1 << 16),
         )
-        trainer.graphs = step_graphs_of(trainer, TrainingMachineOptions())
+        trainer.graphs = step_graphs_of(
+            TrainingMachineOptions(),
+            own,
+            trainer.optimizer,
+            trainer.recipe,
+            data.examples,
+            ALONE,
+        )
         if not with_graphs:
             # Rows of the same shapes, or sums would be in another order.
             trainer.graphs.pool = None

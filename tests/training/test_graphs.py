@@ -152,25 +152,32 @@ def test_rows_of_tables_are_summed_in_chunks_whatever_fills_them_up(counts):
 # When there are graphs
 
 
-def trainer_of(**changes) -> SimpleNamespace:
-    trunk = SimpleNamespace(
-        row_attention=changes.pop("row_attention", "varlen"),
-        gradient_checkpointing=changes.pop("gradient_checkpointing", False),
-        config=SimpleNamespace(vocab_size=VOCAB),
-    )
-    recipe = {
+def graphs_of(options: TrainingMachineOptions, **changes: object) -> StepGraphs | None:
+    """Those of a run on a GPU, but for `changes`."""
+    has = {
+        "device": "cuda",
+        "world_size": 1,
         "dtype": torch.bfloat16,
         "weight_of_class": None,
-        "examples_per_step": PAIRS,
+        "row_attention": "varlen",
+        "gradient_checkpointing": False,
+        "embedding_update": "exact",
     }
-    recipe |= {name: changes.pop(name) for name in list(changes) if name in recipe}
-    return SimpleNamespace(
-        model=SimpleNamespace(pretrained_model=trunk),
-        recipe=SimpleNamespace(**recipe),
-        optimizer=SimpleNamespace(embedding_update=changes.pop("embedding_update", "exact")),
-        ranks=SimpleNamespace(world_size=changes.pop("world_size", 1)),
-        examples=SimpleNamespace(lengths=np.array([5, 6, 7])),
-        on_gpu=changes.pop("on_gpu", True),
+    has |= changes
+    weight = SimpleNamespace(device=torch.device(has["device"]))
+    trunk = SimpleNamespace(
+        row_attention=has["row_attention"],
+        gradient_checkpointing=has["gradient_checkpointing"],
+        config=SimpleNamespace(vocab_size=VOCAB),
+    )
+    recipe = dataclasses.replace(RECIPE, dtype=has["dtype"], weight_of_class=has["weight_of_class"])
+    return graphs.step_graphs_of(
+        options,
+        SimpleNamespace(pretrained_model=trunk, parameters=lambda: iter([weight])),
+        SimpleNamespace(embedding_update=has["embedding_update"]),
+        recipe,
+        SimpleNamespace(lengths=np.array([5, 6, 7])),
+        SimpleNamespace(world_size=has["world_size"]),
     )
 
 
@@ -178,7 +185,7 @@ def trainer_of(**changes) -> SimpleNamespace:
     ("changes", "expected"),
     [
         ({}, True),
-        ({"on_gpu": False}, False),
+        ({"device": "cpu"}, False),
         ({"world_size": 2}, False),
         ({"dtype": torch.float16}, False),
         ({"weight_of_class": (1.0, 2.0, 1.0)}, False),
@@ -190,10 +197,8 @@ def trainer_of(**changes) -> SimpleNamespace:
 )
 def test_only_steps_that_never_ask_the_host_become_graphs(changes, expected, monkeypatch):
     monkeypatch.setattr(graphs, "StepGraphs", lambda *of: of)
-    trainer = trainer_of(**changes)
-    found = graphs.step_graphs_of(trainer, TrainingMachineOptions())
-    assert (found is not None) is expected
-    assert graphs.step_graphs_of(trainer_of(), TrainingMachineOptions(cuda_graphs="never")) is None
+    assert (graphs_of(TrainingMachineOptions(), **changes) is not None) is expected
+    assert graphs_of(TrainingMachineOptions(cuda_graphs="never"), **changes) is None
 
 
 @pytest.fixture

@@ -270,7 +270,9 @@ def fit_to_machine(
     # The same on all ranks: the smallest.
     budget = min(trainer.ranks.all_gather_object(budget))
     trainer.state.max_tokens_per_batch = budget
-    trainer.graphs = step_graphs_of(trainer, machine)
+    trainer.graphs = step_graphs_of(
+        machine, model, trainer.optimizer, recipe, examples, trainer.ranks
+    )
     inference = replace(trainer.validation.inference, max_tokens=budget)
     trainer.validation = replace(trainer.validation, inference=inference)
     trainer.validation.evaluate(model, max_batches=2)

@@ -10,7 +10,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,14 @@ from xnli_gpt.messages import reason_of
 from xnli_gpt.network.config import next_multiple
 from xnli_gpt.network.packed_row import PackedRow
 from xnli_gpt.training.batches import StepBatches
+from xnli_gpt.training.distributed import Ranks
 from xnli_gpt.training.optimizer import RowAdamW
 from xnli_gpt.training.options import TrainingMachineOptions
+from xnli_gpt.training.order import Examples
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.state import StepResult
 from xnli_gpt.training.step import train_step
 from xnli_gpt.training.table_rows import TableRows
-
-if TYPE_CHECKING:
-    from xnli_gpt.training.trainer import Trainer
 
 # Rows are filled up to multiples of so much of a mean step: half of it on average.
 ROUNDING = 0.06
@@ -217,23 +215,30 @@ class _StepGraph:
         return StepResult(loss, norm, skipped=False)
 
 
-def step_graphs_of(trainer: Trainer, machine: TrainingMachineOptions) -> StepGraphs | None:
-    """Return the graphs of a trainer's steps; None where a step can't be one."""
-    recipe, examples, trunk = trainer.recipe, trainer.examples, trainer.model.pretrained_model
+def step_graphs_of(
+    machine: TrainingMachineOptions,
+    model: nn.Module,
+    optimizer: RowAdamW,
+    recipe: Recipe,
+    examples: Examples,
+    ranks: Ranks,
+) -> StepGraphs | None:
+    """Return the graphs of a run's steps; None where a step can't be one."""
+    trunk = model.pretrained_model
     possible = (
         machine.cuda_graphs == AUTO
-        and trainer.on_gpu
-        and trainer.ranks.world_size == 1
+        and next(model.parameters()).device.type == "cuda"
+        and ranks.world_size == 1
         and recipe.dtype is not torch.float16
         and recipe.weight_of_class is None
         and trunk.row_attention == "varlen"
         and not trunk.gradient_checkpointing
-        and trainer.optimizer.embedding_update == "exact"
+        and optimizer.embedding_update == "exact"
     )
     if not possible:
         return None
     shapes = StepShapes.of(examples.lengths, recipe.examples_per_step, trunk.config.vocab_size)
-    return StepGraphs(trainer.model, trainer.optimizer, recipe, shapes)
+    return StepGraphs(model, optimizer, recipe, shapes)
 
 
 @contextlib.contextmanager
