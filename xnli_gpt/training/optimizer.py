@@ -70,11 +70,10 @@ class RowAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Do one update; the sparse gradients are used up."""
         touched, resting = [], []
-        if self._resting is not None:
-            self._update_met_rows(self._resting)
+        defers = self._resting is not None
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and parameter.grad.is_sparse:
+                if parameter.grad is not None and parameter.grad.is_sparse and not defers:
                     gradient = parameter.grad.coalesce()
                     rows, values = gradient.indices()[0], gradient.values()  # [U], [U, D]
                     parameter.grad = None
@@ -86,6 +85,8 @@ class RowAdamW(torch.optim.AdamW):
                         touched.append((parameter, rows))
         # All memory is taken before anything moves: there is no half of an update.
         self._allocate()
+        if defers:
+            self._update_met_rows(self._resting)
         if resting and not self._overflowed():
             moved = [self._moved_rows(*table) for table in resting]
             for (_, parameter, rows, _), new in zip(resting, moved, strict=True):

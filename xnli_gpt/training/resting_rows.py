@@ -63,36 +63,43 @@ class RestingRows:
         """Bring `rows` [U] of all tables to the updates so far."""
         last = self.last_step[rows].double()  # [U]
         gap = self.step - last
-        weights, nodes = self._quadrature(last, gap)
+        terms = list(zip(*self._quadrature(last, gap), strict=True))
         beta1, beta2 = self.group["betas"]
         decays = (beta1**gap).float()[:, None], (beta2**gap).float()[:, None]  # [U, 1]
+        moved = []
         for table, state in zip(self.tables, self.states, strict=True):
             average, square = state["exp_avg"][rows], state["exp_avg_sq"][rows]  # [U, D]
             root = square.sqrt()
-            moves = sum(
-                weight / (node * root + self.group["eps"])
-                for weight, node in zip(weights, nodes, strict=True)
-            )
-            table.index_copy_(0, rows, table[rows] - average * moves)
-            state["exp_avg"].index_copy_(0, rows, average * decays[0])
-            state["exp_avg_sq"].index_copy_(0, rows, square * decays[1])
-        self.last_step.index_copy_(0, rows, self.step.expand(len(rows)))
+            share = sum(weight / (node * root + self.group["eps"]) for weight, node in terms)
+            new = table[rows] - average * share
+            moved.append((new, average * decays[0], square * decays[1]))
+        self._write(rows, moved)
 
     @torch.no_grad()
     def update(self, rows: Tensor, gradients: Sequence[Tensor]) -> None:
         """Do AdamW's update of `rows` [U], which have been caught up with, by the gradients [U, D]
         of all tables; of all other rows it is due."""
-        for state in self.states:
-            state["step"] += 1
         beta1, beta2 = self.group["betas"]
-        step = self.step.double()
+        step = self.step.double() + 1
         rate, scale = self.group["lr"] / (1 - beta1**step), (1 - beta2**step).rsqrt()
-        self.rates.index_copy_(0, self.step.long()[None], rate[None])
+        moved = []
         for table, state, gradient in zip(self.tables, self.states, gradients, strict=True):
             average = state["exp_avg"][rows].lerp(gradient, 1 - beta1)  # [U, D]
             square = beta2 * state["exp_avg_sq"][rows] + (1 - beta2) * gradient.square()
             move = rate.float() * average / (square.sqrt() * scale.float() + self.group["eps"])
-            table.index_copy_(0, rows, table[rows] - move)
+            moved.append((table[rows] - move, average, square))
+        for state in self.states:
+            state["step"] += 1
+        self.rates.index_copy_(0, step.long()[None], rate[None])
+        self._write(rows, moved)
+
+    def _write(self, rows: Tensor, moved: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Put weights and moments [U, D] of all tables in their places: all of them, since memory
+        for them has been found."""
+        for table, state, (values, average, square) in zip(
+            self.tables, self.states, moved, strict=True
+        ):
+            table.index_copy_(0, rows, values)
             state["exp_avg"].index_copy_(0, rows, average)
             state["exp_avg_sq"].index_copy_(0, rows, square)
         self.last_step.index_copy_(0, rows, self.step.expand(len(rows)))
