@@ -330,10 +330,10 @@ def no_scaler():
     return torch.amp.GradScaler(DEVICE.type, enabled=False)
 
 
-def tuned(model, data, max_tokens, **changes):
-    """A short run from a copy of `model`; its state and the weights it ends with."""
+def trainer_of(model, data, max_tokens, **changes):
+    """A short run from a copy of `model`."""
     model = copy.deepcopy(model)
-    trainer = Trainer(
+    return Trainer(
         model,
         configure_optimizers(DEVICE.type, model),
         no_scaler(),
@@ -342,12 +342,21 @@ def tuned(model, data, max_tokens, **changes):
         ScriptedValidation([0.5] * 9),
         state=TrainState(max_tokens_per_batch=max_tokens),
     )
-    return trainer.train(), torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
+
+
+def tuned(model, data, max_tokens, **changes):
+    """The state that a short run ends in, and the weights."""
+    trainer = trainer_of(model, data, max_tokens, **changes)
+    return trainer.train(), weights_of(trainer.model)
+
+
+def weights_of(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
 
 
 def assert_same_run(one, two, model):
     """The weights went the same way: Adam moves a weight of tiny gradient by the sign of noise."""
-    start = torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
+    start = weights_of(model)
     moved = (one - start).norm()
     assert moved > 0
     assert (one - two).norm() < 1e-2 * moved
@@ -477,19 +486,10 @@ def test_steps_by_graphs_are_those_without(model, compiled):
         compile_trunk(model.pretrained_model)
 
     def trained(with_graphs):
-        own = copy.deepcopy(model)
-        trainer = Trainer(
-            own,
-            configure_optimizers(DEVICE.type, own),
-            no_scaler(),
-            recipe_of(data, **changes),
-            data.examples,
-            ScriptedValidation([0.5] * 9),
-            state=TrainState(max_tokens_per_batch=1 << 16),
-        )
+        trainer = trainer_of(model, data, 1 << 16, **changes)
         trainer.graphs = step_graphs_of(
             TrainingMachineOptions(),
-            own,
+            trainer.model,
             trainer.optimizer,
             trainer.recipe,
             data.examples,
@@ -499,8 +499,7 @@ def test_steps_by_graphs_are_those_without(model, compiled):
             # Rows of the same shapes, or sums would be in another order.
             trainer.graphs.pool = None
         trainer.train()
-        weights = torch.cat([p.detach().flatten() for p in own.parameters()]).cpu()
-        return weights, trainer.graphs
+        return weights_of(trainer.model), trainer.graphs
 
     expected, none = trained(with_graphs=False)
     found, graphs = trained(with_graphs=True)

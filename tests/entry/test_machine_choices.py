@@ -136,7 +136,9 @@ def test_varlen_takes_half_precisions_and_pairs_within_the_windows(assets, tmp_p
         ("cuda", torch.float16, (7, 0), {}, None),
         ("cuda", torch.float32, (9, 0), {}, None),
         ("cpu", torch.bfloat16, None, {}, None),
-        ("cuda", torch.bfloat16, (9, 0), {"max_seq_len": 897}, None),
+        # The longest pair decides, not the longest that the network would take.
+        ("cuda", torch.bfloat16, (9, 0), {"longest": 896, "max_seq_len": 1024}, "varlen"),
+        ("cuda", torch.bfloat16, (9, 0), {"longest": 897, "max_seq_len": 1024}, None),
         ("cuda", torch.bfloat16, (9, 0), {"windows": (14, 3)}, None),
         ("cuda", torch.bfloat16, (9, 0), {"head_dim": 12}, None),
         ("cuda", torch.bfloat16, (9, 0), {"group_premises": True}, None),
@@ -147,12 +149,13 @@ def test_the_fastest_attention_is_one_that_gives_the_same(
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     changes = dict(changes)
+    longest = changes.pop("longest", 512)
     recipe = RecipeOptions(group_premises=changes.pop("group_premises", False))
     network = GPTConfig.of_family(
         "small", vocab_size=99, num_layers=6, num_heads=2, model_dim=256, max_seq_len=512
     )
     network = dataclasses.replace(network, **changes)
-    assert fastest_attention(network, recipe, torch.device(device), dtype) == expected
+    assert fastest_attention(network, recipe, torch.device(device), dtype, longest) == expected
 
 
 @pytest.mark.parametrize("choice", ["auto", "never"])
