@@ -51,8 +51,7 @@ from xnli_gpt.training.optimizer import configure_optimizers
 from xnli_gpt.training.options import RecipeOptions, TrainingMachineOptions
 from xnli_gpt.training.order import Examples
 from xnli_gpt.training.recipe import Recipe
-from xnli_gpt.training.step import apply_gradient, loss_of
-from xnli_gpt.training.table_rows import TableGradients
+from xnli_gpt.training.step import TableGradients, apply_gradient, loss_of
 from xnli_gpt.training.trainer import Trainer
 
 SIZES = {

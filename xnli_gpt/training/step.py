@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xnli_gpt.errors import TrainingError
@@ -17,7 +18,7 @@ from xnli_gpt.training.losses import LOSSES
 from xnli_gpt.training.optimizer import with_gradients
 from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.state import StepResult
-from xnli_gpt.training.table_rows import TableGradients
+from xnli_gpt.training.table_rows import TableRows
 
 
 def train_step(
@@ -55,6 +56,51 @@ def train_step(
             f"rank {ranks.rank}: out of GPU memory in the update: use a smaller "
             "`max_tokens_per_batch`, or a larger GPU"
         ) from None
+
+
+class TableGradients:
+    """Sums the sparse gradients of a model's tables over the micro-batches of a step.
+
+    `coalesce` would give the same, and make the host wait for the device to tell how many rows
+    there are.
+    """
+
+    def __init__(self, model: nn.Module, rows: TableRows):
+        self.rows = rows
+        self.tables = [
+            module.weight
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) and module.sparse
+        ]
+        self.summed: dict[nn.Parameter, Tensor] = {}
+
+    def take(self, micro_batch: int) -> None:
+        """Take over what the backward pass of a micro-batch has left."""
+        rows = self.rows
+        places, chunks, firsts = (
+            kind[micro_batch] for kind in (rows.places, rows.chunks, rows.firsts)
+        )
+        all_chunks = torch.arange(len(chunks), device=chunks.device)
+        for table in self.tables:
+            if table.grad is None:
+                continue
+            values = table.grad._values()  # [N, D], in the order of the tokens
+            assert len(values) == len(places), "a table is read once for every token"
+            table.grad = None
+            of_chunks = F.embedding_bag(places, values, chunks, mode="sum")  # [C, D]
+            summed = F.embedding_bag(all_chunks, of_chunks, firsts, mode="sum")  # [U, D]
+            before = self.summed.get(table)
+            self.summed[table] = summed if before is None else before.add_(summed)
+
+    def hand_over(self) -> None:
+        """Give every table its gradient, in which each row stands once."""
+        indices = self.rows.ids[None]
+        # Checks would wait for the device; left out without a word, torch 2.11 warns of it.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            for table, values in self.summed.items():
+                table.grad = torch.sparse_coo_tensor(
+                    indices, values, table.shape, is_coalesced=True
+                )
 
 
 def loss_of(batch: MicroBatch, total_weight: float, model: nn.Module, recipe: Recipe) -> Tensor:

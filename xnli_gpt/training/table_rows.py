@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # So many gradients are summed one after the other, and then their sums: a GPU that sums those of a
 # token at once would wait for the most frequent token.
@@ -74,48 +74,3 @@ def _places_of(ids: np.ndarray, distinct: np.ndarray) -> tuple[np.ndarray, np.nd
     firsts = np.cumsum(counts) - counts
     within = np.arange(counts.sum()) - np.repeat(firsts, counts)  # [C]
     return places, np.repeat(begins, counts) + CHUNK * within, firsts
-
-
-class TableGradients:
-    """Sums the sparse gradients of a model's tables over the micro-batches of a step.
-
-    `coalesce` would give the same, and make the host wait for the device to tell how many rows
-    there are.
-    """
-
-    def __init__(self, model: nn.Module, rows: TableRows):
-        self.rows = rows
-        self.tables = [
-            module.weight
-            for module in model.modules()
-            if isinstance(module, nn.Embedding) and module.sparse
-        ]
-        self.summed: dict[nn.Parameter, Tensor] = {}
-
-    def take(self, micro_batch: int) -> None:
-        """Take over what the backward pass of a micro-batch has left."""
-        rows = self.rows
-        places, chunks, firsts = (
-            kind[micro_batch] for kind in (rows.places, rows.chunks, rows.firsts)
-        )
-        all_chunks = torch.arange(len(chunks), device=chunks.device)
-        for table in self.tables:
-            if table.grad is None:
-                continue
-            values = table.grad._values()  # [N, D], in the order of the tokens
-            assert len(values) == len(places), "a table is read once for every token"
-            table.grad = None
-            of_chunks = F.embedding_bag(places, values, chunks, mode="sum")  # [C, D]
-            summed = F.embedding_bag(all_chunks, of_chunks, firsts, mode="sum")  # [U, D]
-            before = self.summed.get(table)
-            self.summed[table] = summed if before is None else before.add_(summed)
-
-    def hand_over(self) -> None:
-        """Give every table its gradient, in which each row stands once."""
-        indices = self.rows.ids[None]
-        # Checks would wait for the device; left out without a word, torch 2.11 warns of it.
-        with torch.sparse.check_sparse_tensor_invariants(False):
-            for table, values in self.summed.items():
-                table.grad = torch.sparse_coo_tensor(
-                    indices, values, table.shape, is_coalesced=True
-                )
