@@ -70,6 +70,8 @@ PARTS = ("steps", "load", "tokenise")
 PUBLIC_PAIRS = {"tiny": (4, 16), "small": (4, 12), "medium": (2, 6)}
 # Libraries generate code for every new shape; a run of thousands of steps has met nearly all.
 WARM_UP_SECONDS = {"cpu": 30, "cuda": 10}
+# Of memory; with less of it left the next contestant might be ended by the system.
+FREE_BYTES = 6 << 30
 SAMPLE_STEPS = {"cpu": 5, "cuda": 20}
 
 
@@ -398,6 +400,12 @@ def peak_memory(device: torch.device) -> int:
     return 1024 * int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1])
 
 
+def free_memory() -> int:
+    """Return the bytes that this machine can still give to processes."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])
+
+
 def serve(name: str, contest: Contest, connection: Connection) -> None:
     """A process's life: build the contestant, then call what is asked for."""
     contestant = CONTESTANTS[name](contest)
@@ -509,7 +517,7 @@ def measure_steps(arguments: argparse.Namespace, pairs: int) -> dict:
             say(f"round {number + 1} of {arguments.rounds}: {runner.label}")
             samples[runner.label].append(runner.ask("sample", SAMPLE_STEPS[arguments.device]))
             memory[runner.label] = runner.ask("memory")
-            if not together:
+            if not together or free_memory() < FREE_BYTES:
                 runner.stop()
     first = runners[0]
     result = {
