@@ -61,6 +61,7 @@ from xnli_gpt.fine_tuning.inputs import (
     say_checkpoint,
 )
 from xnli_gpt.fine_tuning.scores import (
+    load_best,
     outcome,
     score_best,
     score_best_of_sets,
@@ -69,7 +70,6 @@ from xnli_gpt.fine_tuning.scores import (
 )
 from xnli_gpt.fine_tuning.setup import find_save, fit_to_machine, make_optimizer, make_trainer
 from xnli_gpt.network.compiling import compile_trunk
-from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.training.config_file import RunFacts, repeatable_flags, write_config
 from xnli_gpt.training.distributed import ALONE, Ranks, joined_ranks
 from xnli_gpt.training.loggers import require_loggers
@@ -175,18 +175,11 @@ def build_model(info: dict, num_classes: int, seed: int, head: str = "mlp") -> G
     return GPTClassification(trunk, num_classes, head)
 
 
-def model_of_checkpoint(run: Run, saved: dict | None) -> GPTClassification:
-    """Return the model of a fine-tuned checkpoint that the main process alone has read: another
-    might still see the file's predecessor."""
-    ranks = run.inputs.ranks
-    config = ranks.broadcast_object(lambda: saved["config"])
-    if saved is not None:
-        model = GPTClassification.from_saved(config, saved["model"])
-    else:
-        gpt_config = GPTConfig.from_dict(config)
-        model = GPTClassification(GPTBatched(gpt_config), len(run.data.classes), gpt_config.head)
-    ranks.broadcast_model(model)
+def model_of_checkpoint(run: Run) -> GPTClassification:
+    """Return the model of the fine-tuned checkpoint that a run scores without training."""
     inputs = run.inputs
+    model = GPTClassification.from_saved(inputs.saved["config"], inputs.saved["model"])
+    inputs.ranks.broadcast_model(model)
     device, dtype = inputs.device, inputs.precision.dtype
     set_up(model.pretrained_model, run.config, device, dtype, run.data.longest_row)
     return model.to(device)
@@ -199,8 +192,8 @@ def train_and_score(run: Run) -> None:
         print("finished already, nothing is left to do")
         return
     found = describe(run, resumption)
-    state, check = train(run, resumption)
-    score_and_report(run, state, found, check)
+    model, state, check = train(run, resumption)
+    score_and_report(run, model, state, found, check)
 
 
 def is_finished(run: Run, resumption: Resumption) -> bool:
@@ -224,8 +217,8 @@ def describe(run: Run, resumption: Resumption) -> dict[str, object]:
     return found
 
 
-def train(run: Run, resumption: Resumption) -> tuple[TrainState, dict | None]:
-    """Train; return where training ended, and what the self-check found before it."""
+def train(run: Run, resumption: Resumption) -> tuple[GPTClassification, TrainState, dict | None]:
+    """Train; return the model, where training ended, and what the self-check found before it."""
     config, inputs, data = run.config, run.inputs, run.data
     model = build_model(inputs.info, len(data.classes), config.recipe.seed, config.recipe.head)
     trunk = inputs.take_trunk() or random_trunk(inputs.info, config.recipe.seed)
@@ -252,21 +245,23 @@ def train(run: Run, resumption: Resumption) -> tuple[TrainState, dict | None]:
         f"{trainer.state.max_tokens_per_batch} tokens a micro-batch, "
         f"{'compiled' if compiled else 'not compiled'}"
     )
-    return trainer.train(), check
+    state = trainer.train()
+    optimizer.zero_grad(set_to_none=True)
+    return model, state, check
 
 
-def score_and_report(run: Run, state: TrainState, found: dict, check: dict | None) -> None:
+def score_and_report(
+    run: Run, model: GPTClassification, state: TrainState, found: dict, check: dict | None
+) -> None:
     """Score the best model on validation and test, once, and write results and report."""
-
-    def model_of(saved: dict | None) -> GPTClassification:
-        return model_of_checkpoint(run, saved)
-
-    scores, best = score_best(run, model_of)
+    # What was trained takes its weights: it is on its device, and compiled.
+    load_best(run, model, run.folder.best())
+    scores = score_best(run, model)
     if run.config.run.report:
-        split, of_sets = write_report_of(run, best, state, found)
+        split, of_sets = write_report_of(run, model, state, found)
         for name, metrics in of_sets.items():
             scores[split].get("sets", {name: scores[split]})[name].update(metrics)
-    best_of_sets = score_best_of_sets(run, state, model_of)
+    best_of_sets = score_best_of_sets(run, model, state)
     if run.inputs.ranks.is_main_process:
         write_results(run, state, scores, best_of_sets, check)
         if state.before_last is None:
@@ -280,7 +275,7 @@ def evaluate_only(run: Run) -> None:
         f"scoring {run.folder.best()} of step {saved['step']}: its own tokenizer, template "
         f"{saved['template']} and block size {saved['block_size']} count, not the flags"
     )
-    scores, _ = score_best(run, lambda saved: model_of_checkpoint(run, saved))
+    scores = score_best(run, model_of_checkpoint(run))
     if run.inputs.ranks.is_main_process:
         save_json(run.folder.results, run.folder.read_results() | scores)
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
+from xnli_gpt.checkpoints.fine_tuned import FINE_TUNED_KIND, read_fine_tuned
 from xnli_gpt.training import records
-from xnli_gpt.training.records import StepLog
+from xnli_gpt.training.records import ModelWriter, StepLog
 from xnli_gpt.training.state import RecentRate
 
 
@@ -88,3 +90,30 @@ def test_the_rate_is_that_of_the_recent_past():
     # A step longer than all that counts as recent is a rate of its own.
     rate.add(100.0, 64)
     assert rate.examples_per_second == pytest.approx(0.64)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_model_is_written_as_it_was_when_it_was_handed_over(tmp_path, in_background):
+    writer = ModelWriter(torch.device("cpu"), in_background)
+    model = torch.nn.Linear(300, 200)
+    handed_over = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    writer.write(tmp_path / "a-ckpt.pt", model.state_dict(), {"kind": FINE_TUNED_KIND, "step": 3})
+    with torch.no_grad():
+        model.weight.zero_()
+    writer.wait()
+    written = read_fine_tuned(tmp_path / "a-ckpt.pt")
+    assert written["step"] == 3
+    assert written["model"].keys() == handed_over.keys()
+    assert all(torch.equal(written["model"][name], handed_over[name]) for name in handed_over)
+
+
+@pytest.mark.parametrize("told_by", ["write", "wait"])
+def test_what_went_wrong_in_the_background_is_told_by_what_comes_next(tmp_path, told_by):
+    writer = ModelWriter(torch.device("cpu"), in_background=True)
+    state = torch.nn.Linear(3, 2).state_dict()
+    writer.write(tmp_path / "no folder" / "a-ckpt.pt", state, {})
+    with pytest.raises(FileNotFoundError):
+        writer.wait() if told_by == "wait" else writer.write(tmp_path / "b-ckpt.pt", state, {})
+    writer.write(tmp_path / "b-ckpt.pt", state, {})
+    writer.wait()
+    assert (tmp_path / "b-ckpt.pt").exists()

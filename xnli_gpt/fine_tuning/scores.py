@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -18,39 +19,43 @@ from xnli_gpt.evaluation.scored_split import ScoredSplit
 from xnli_gpt.evaluation.slices import language_of
 from xnli_gpt.evaluation.validation import score
 from xnli_gpt.files import save_json
-from xnli_gpt.fine_tuning.inputs import Run, read_best
+from xnli_gpt.fine_tuning.inputs import Run
 from xnli_gpt.messages import with_flags
 from xnli_gpt.options import plain_values
 from xnli_gpt.training.run_folder import RunFolder
 from xnli_gpt.training.state import TrainState
 
-# Makes a model of the content of a fine-tuned checkpoint, which the main process alone has.
-ModelOf = Callable[[dict | None], nn.Module]
 
+def load_best(run: Run, model: nn.Module, path: Path) -> None:
+    """Give a model the weights of a run's fine-tuned checkpoint.
 
-def score_best(run: Run, model_of: ModelOf) -> tuple[dict[str, dict], nn.Module]:
-    """Return validation and test metrics of the saved best model, and the model."""
-    saved = None
+    The main process alone reads it: another might still see the file's predecessor.
+    """
     if run.inputs.ranks.is_main_process:
-        saved = run.inputs.saved or read_best(run.folder)
-    model = model_of(saved)
+        model.load_state_dict(read_fine_tuned(path)["model"])
+    run.inputs.ranks.broadcast_model(model)
+
+
+def score_best(run: Run, model: nn.Module) -> dict[str, dict]:
+    """Return validation and test metrics of a run's best model."""
     splits = {split: run.data.scored_splits(split) for split in ("validation", "test")}
     there = [split for split, of_sets in splits.items() if of_sets]
     print(f"scoring the best model on {' and '.join(there)}")
-    scores = {
+    return {
         split: score(model, splits[split], run.data.classes, run.inference, split)
         for split in there
     }
-    return scores, model
 
 
-def score_best_of_sets(run: Run, state: TrainState, model_of: ModelOf) -> dict[str, dict]:
-    """Return per dataset the step of its own best model, and that model's test metrics on it."""
+def score_best_of_sets(run: Run, model: nn.Module, state: TrainState) -> dict[str, dict]:
+    """Return per dataset the step of its own best model, and that model's test metrics on it.
+
+    `model` is left with the weights of the last of them.
+    """
     best = run.inputs.ranks.broadcast_object(lambda: state.best_of_sets)
     scores = {}
     for name, kept in best.items():
-        is_main = run.inputs.ranks.is_main_process
-        model = model_of(read_fine_tuned(run.folder.best(name)) if is_main else None)
+        load_best(run, model, run.folder.best(name))
         scores[name] = {"best_step": kept["step"]}
         if name in run.data.scored_splits("test"):
             splits = {name: run.data.scored_splits("test")[name]}

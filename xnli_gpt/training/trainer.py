@@ -311,9 +311,9 @@ def _flushed_at_the_end(records: Records) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            records.flush()
+            records.flush(to_disk=True)
         raise
-    records.flush()
+    records.flush(to_disk=True)
 
 
 def _step_numbers(one: PendingStep, loss: float, norm: float) -> dict[str, object]:
