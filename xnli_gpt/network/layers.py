@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xnli_gpt.network.config import RMS_EPS, GPTConfig
+from xnli_gpt.network.few_passes import (
+    ReluSquaredInFewPasses,
+    RMSNormInFewPasses,
+    RotationInFewPasses,
+    runs_one_by_one,
+)
 
 RotaryTables = tuple[Tensor, Tensor]  # cos, sin
 
@@ -35,6 +41,8 @@ LOGIT_CAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 def rms_norm(x: Tensor) -> Tensor:
     """Return x / sqrt(mean(x²) + 2^-23) over the last dimension, without gain."""
+    if runs_one_by_one(x):
+        return RMSNormInFewPasses.apply(x, RMS_EPS)
     return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
@@ -86,8 +94,17 @@ class Rotary(nn.Module):
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
     """Return x [B, T, H, d] rotated by position, in its shape and dtype."""
     cos, sin = tables  # [T, 1, d/2] each
+    if runs_one_by_one(x):
+        return RotationInFewPasses.apply(x, cos, sin)
     x1, x2 = x.float().chunk(2, dim=-1)  # [B, T, H, d/2] each
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """Return relu(x)²."""
+    if runs_one_by_one(x):
+        return ReluSquaredInFewPasses.apply(x)
+    return F.relu(x).square()
 
 
 def init_as_the_scripts_do(weight: Tensor) -> None:

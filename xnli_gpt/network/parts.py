@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xnli_gpt.network.config import GPTConfig
-from xnli_gpt.network.layers import CastedLinear, rms_norm
+from xnli_gpt.network.layers import CastedLinear, relu_squared, rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
@@ -66,7 +66,7 @@ class GatedMLP(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": relu_squared,
     "gelu": F.gelu,
     "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
