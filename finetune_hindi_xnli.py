@@ -246,6 +246,7 @@ def train(run: Run, resumption: Resumption) -> tuple[GPTClassification, TrainSta
         f"{'compiled' if compiled else 'not compiled'}"
     )
     state = trainer.train()
+    # Frees the memory of the gradients for scoring.
     optimizer.zero_grad(set_to_none=True)
     return model, state, check
 

@@ -9,17 +9,8 @@ NETWORK = Path(__file__).parents[1] / "network"
 WRAPPER = Path(__file__).with_name("modeling_xnli_gpt.py.txt")
 # What stands beside the wrapper in a folder: the library finds files of one folder alone.
 ROOMS = (
-    *(
-        "attention",
-        "config",
-        "few_passes",
-        "grouped_attention",
-        "heads",
-        "layers",
-        "masks",
-        "mixing",
-    ),
-    *("packed_row", "parts", "row_attention"),
+    *("attention", "config", "few_passes", "grouped_attention", "heads", "layers", "masks"),
+    *("mixing", "packed_row", "parts", "row_attention"),
 )
 
 

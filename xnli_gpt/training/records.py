@@ -61,7 +61,8 @@ class RunRecords(Records):
     keeps_earlier: bool = False
 
     def __post_init__(self) -> None:
-        self.writer = ModelWriter(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        self.writer = ModelWriter(device, in_background=device.type == "cuda")
 
     def begin(self, state: TrainState) -> None:
         """Bring the files to where the run goes on from: what comes after will be written again."""
@@ -103,8 +104,9 @@ class RunRecords(Records):
             self.writer.wait()
 
     def _keep(self, path: Path, state: TrainState, metrics: dict) -> None:
-        self.writer.wait()
         if self.keeps_earlier and state.before_last is not None:
+            # The earlier one may still be written.
+            self.writer.wait()
             keep_as_earlier(path)
         others = {**self.in_checkpoints, "step": state.step, "metrics": metrics}
         self.writer.write(path, self.model.state_dict(), others)
@@ -120,17 +122,14 @@ class RunRecords(Records):
 class ModelWriter:
     """Writes models as they are when they are handed over.
 
-    In the background a copy on the device is written by a thread: the copy takes a millisecond on a
-    GPU, where the file takes seconds. A CPU's memory is not taken twice, if not asked for.
+    In the background a thread writes a copy on the device, which takes as much memory again; a file
+    takes seconds, for which training would stand still.
     """
 
-    def __init__(self, device: torch.device, in_background: bool | None = None):
-        on_gpu = device.type == "cuda"
-        self.thread = None
-        if on_gpu if in_background is None else in_background:
-            self.thread = ThreadPoolExecutor(1)
+    def __init__(self, device: torch.device, in_background: bool):
+        self.thread = ThreadPoolExecutor(1) if in_background else None
         # The thread's copies to the host would else wait for the steps that are queued.
-        self.stream = torch.cuda.Stream(device) if on_gpu else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.begun: Future | None = None
 
     def write(self, path: Path, state: Mapping[str, Tensor], others: Mapping[str, object]) -> None:

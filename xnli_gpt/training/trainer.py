@@ -310,7 +310,8 @@ def _flushed_at_the_end(records: Records) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
+        # A GPU that has failed fails whoever copies from it, by a RuntimeError.
+        with contextlib.suppress(OSError, RuntimeError):
             records.flush(to_disk=True)
         raise
     records.flush(to_disk=True)
