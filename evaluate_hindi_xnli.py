@@ -12,7 +12,6 @@ asked can't be done (said in lines that begin with "error:"), 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,6 @@ from xnli_gpt.data.names import dataset_names, problems_of_datasets
 from xnli_gpt.evaluation.options import Evaluation, ScoredOptions
 from xnli_gpt.options import plain_values
 from xnli_gpt.processors import set_up_libraries
-
-EXIT_INTERRUPTED = 130
 
 
 def problems_of_names(config: Evaluation) -> list[str]:
@@ -46,19 +43,18 @@ from inference import model_of_saved
 from xnli_gpt.devices import Precision, device_of, precision_of, words_about_precision
 from xnli_gpt.errors import UsageError
 from xnli_gpt.evaluation.logits import Inference
-from xnli_gpt.evaluation.predictions import write_predictions
+from xnli_gpt.evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from xnli_gpt.evaluation.results import Side, facts_of, results_of
 from xnli_gpt.evaluation.rows import data_of_models, load_rows, rows_of_predictions
 from xnli_gpt.evaluation.scoring import Scorer, encode_rows, hypothesis_only_baselines
 from xnli_gpt.evaluation.sources import (
-    PREDICTIONS_FILE,
     Source,
     SourceReader,
     require_one_recipe,
     require_same_classes,
 )
 from xnli_gpt.evaluation.tables import print_results
-from xnli_gpt.files import own_folder, save_atomically, save_json
+from xnli_gpt.files import own_folder, problem_of_folder, save_atomically, save_json
 
 
 @dataclass(frozen=True)
@@ -141,11 +137,8 @@ def problems_of_choice(config: Evaluation) -> list[str]:
 def require_no_run_in(folder: Path) -> None:
     """Raise UsageError for a folder that can't be made or written, or holds a training run, whose
     results.json must not be overwritten. Nothing is made yet."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise UsageError([f"--out_dir {folder}: can't be made, {nearest} is a file"])
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError([f"--out_dir {folder}: {nearest} is not writable"])
+    if problem := problem_of_folder(folder):
+        raise UsageError([f"--out_dir {folder}: {problem}"])
     if any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl")):
         raise UsageError(
             [
@@ -209,10 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, problems = COMMAND.parse(argv)
         run(check_inputs(config, problems))
 
-    try:
-        return COMMAND.exit_code_of(work)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return COMMAND.exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def problems_of_names(config: Inspection) -> list[str]:
         return ["CKPT is needed: the path of a pretrained checkpoint, or a glob"]
     if len(paths) == 1:
         return []
-    shown = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    first = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return [
-        f"{len(paths)} checkpoints ({shown}): name one, or put the glob into quotes "
+        f"{len(paths)} checkpoints ({first}): name one, or put the glob into quotes "
         "('runs/*.pt'), and the best of them is taken"
     ]
 
@@ -103,7 +103,7 @@ import torch
 from torch import Tensor
 
 from model import GPTBatched
-from xnli_gpt.checkpoints.families import Clues, Family
+from xnli_gpt.checkpoints.families import RELATIVES, Clues, Family
 from xnli_gpt.checkpoints.fingerprint import check_scalars
 from xnli_gpt.checkpoints.formats import (
     FORMATS,
@@ -113,7 +113,7 @@ from xnli_gpt.checkpoints.formats import (
 )
 from xnli_gpt.checkpoints.lm_check import lm_check, lm_verdict, read_token_shard
 from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
-from xnli_gpt.checkpoints.reading import read_checkpoint_file
+from xnli_gpt.checkpoints.reading import fine_tuned_error, read_checkpoint_file
 from xnli_gpt.checkpoints.relatives import find_relative, heads_or_refuse, nearest_relative
 from xnli_gpt.checkpoints.rotary_buffers import check_rotary_buffers, without_rotary_buffers
 from xnli_gpt.checkpoints.safetensors_files import write_safetensors
@@ -364,10 +364,7 @@ def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
     A file with keys that no format knows gets the nearest one, whose table then names them.
     """
     if any(name.startswith("pretrained_model.") for name in state):
-        raise CheckpointError(
-            f"{path}: a fine-tuned checkpoint, expected a pretrained one; "
-            "give the pretraining script's file"
-        )
+        raise fine_tuned_error(path)
     known = {fmt: {name for _, name, _ in matches(fmt, state)} for fmt in FORMATS}
     covering = [fmt for fmt, names in known.items() if len(names) == len(state)]
     if not covering:
@@ -385,7 +382,7 @@ def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str,
         if hints:
             raise CheckpointError(
                 f"{path}: has {shown(hints[0])}, as {family}: that family is not supported yet; "
-                f"supported are {', '.join(FORMATS)}"
+                f"supported are {listed([*FORMATS, *RELATIVES])}"
             )
     least_unknown = len(state) - max(map(len, known.values()))
     if told := nearest_relative(state, least_unknown):
@@ -527,8 +524,8 @@ def _printed(report: dict, indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _printed(value, indent + "  ")
         else:
-            shown = "not recorded" if value is None else value
-            yield f"{indent}{key:<{24 - len(indent)}}{shown}"
+            fact = "not recorded" if value is None else value
+            yield f"{indent}{key:<{24 - len(indent)}}{fact}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,6 @@ from xnli_gpt.processors import set_up_libraries
 
 # Pairs that are in memory at once; the first chunk is small, so that a pipe soon gives something.
 FIRST_CHUNK, LARGEST_CHUNK = 64, 4096
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -321,10 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_request(config, problems)
         run(config)
 
-    try:
-        return COMMAND.exit_code_of(work)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return COMMAND.exit_code_of(work)
 
 
 if __name__ == "__main__":

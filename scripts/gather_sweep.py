@@ -17,13 +17,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, RunError
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
+from xnli_gpt.files import save_json, save_text
 
 METRIC_NAMES = main_metrics()
-
-
-class GatherError(ValueError):
-    """The runs can't be compared."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,27 @@ def read_run(folder: Path, name: str) -> Run:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         scores = {
-            split: {metric: float(results[split][metric]) for metric in METRIC_NAMES}
+            split: {
+                metric: float(results[split][metric])
+                for metric in METRIC_NAMES
+                if metric in results[split]
+            }
             for split in ("validation", "test")
+            if split == "validation" or results.get(split)
         }
         facts = {key: results[key] for key in ("seed", "best_metric", "best_step")}
+        scores["validation"][facts["best_metric"]]  # by which recipes are ranked
     except (ValueError, KeyError, TypeError) as error:
         return Run(name, None, f"results.json: {type(error).__name__}: {error}")
     return Run(name, scores | facts)
 
 
 def gather(runs: list[Run]) -> dict:
-    """The summary that sweep.json holds; raises GatherError for runs picked by other metrics."""
+    """The summary that sweep.json holds; raises RunError for runs picked by other metrics."""
     finished = [run for run in runs if run.results is not None]
     metrics = sorted({run.results["best_metric"] for run in finished})
     if len(metrics) > 1:
-        raise GatherError(f"runs picked by different metrics: {', '.join(metrics)}")
+        raise RunError(f"runs picked by different metrics: {', '.join(metrics)}")
     (metric,) = metrics
     by_recipe: dict[str, list[Run]] = {}
     for run in finished:
@@ -102,10 +106,16 @@ def rank(value: float, metric: str) -> float:
 
 
 def averages(runs: list[Run], split: str) -> dict[str, dict]:
-    """Mean and sample standard deviation over the seeds; None for that of a single one."""
+    """Return mean and sample standard deviation over the seeds; None for that of a single one.
+
+    A metric that a run does not have, because it had no such split or is older than the metric, is
+    left out.
+    """
     summary = {}
     for metric in METRIC_NAMES:
-        values = [run.results[split][metric] for run in runs]
+        values = [run.results.get(split, {}).get(metric) for run in runs]
+        if None in values:
+            continue
         std = statistics.stdev(values) if len(values) > 1 else None
         summary[metric] = {"mean": statistics.fmean(values), "std": std}
     return summary
@@ -122,7 +132,16 @@ def as_markdown(summary: dict) -> str:
     for recipe in summary["recipes"]:
         seeds = f"{recipe['finished']} of {recipe['listed']}"
         lines.append(f"| {recipe['recipe']} | {seeds} | {cells(recipe['validation'])} |")
-    lines += [
+    lines += _test_table(selected) if selected["test"] else ["", "No test split was scored."]
+    if summary["unfinished"]:
+        lines += ["", "Not finished, and left out:", ""]
+        lines += [f"- {name}: {reason}" for name, reason in summary["unfinished"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _test_table(selected: dict) -> list[str]:
+    """Return the lines of the test scores of the selected recipe, a seed each."""
+    lines = [
         "",
         f"Test, of {selected['recipe']} alone, which validation selected:",
         "",
@@ -130,20 +149,20 @@ def as_markdown(summary: dict) -> str:
         "|---" * (2 + len(METRIC_NAMES)) + "|",
     ]
     for results in selected["runs"].values():
-        scores = " | ".join(f"{results['test'][metric]:.4f}" for metric in METRIC_NAMES)
-        lines.append(f"| {results['seed']} | {results['best_step']} | {scores} |")
-    lines.append(f"| mean ± std | | {cells(selected['test'])} |")
-    if summary["unfinished"]:
-        lines += ["", "Not finished, and left out:", ""]
-        lines += [f"- {name}: {reason}" for name, reason in summary["unfinished"].items()]
-    return "\n".join(lines) + "\n"
+        of_seed = {name: {"mean": value, "std": None} for name, value in results["test"].items()}
+        lines.append(f"| {results['seed']} | {results['best_step']} | {cells(of_seed)} |")
+    return [*lines, f"| mean ± std | | {cells(selected['test'])} |"]
 
 
 def cells(scores: dict[str, dict]) -> str:
-    return " | ".join(
-        f"{score['mean']:.4f}" + ("" if score["std"] is None else f" ± {score['std']:.4f}")
-        for score in (scores[metric] for metric in METRIC_NAMES)
-    )
+    """Return the cells of a row, one a metric; a dash for one that is not known."""
+    return " | ".join(_cell(scores.get(metric)) for metric in METRIC_NAMES)
+
+
+def _cell(score: dict | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.4f}" + ("" if score["std"] is None else f" ± {score['std']:.4f}")
 
 
 def main() -> int:
@@ -157,14 +176,14 @@ def main() -> int:
             for run in runs:
                 print(f"{run.name}: {run.reason}", file=sys.stderr)
             print(f"error: {path}: none of {len(runs)} runs is finished", file=sys.stderr)
-            return 1
+            return EXIT_FAILED
         summary = gather(runs)
-    except (GatherError, OSError) as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_REFUSED
     text = as_markdown(summary)
-    (path.parent / "sweep.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (path.parent / "sweep.md").write_text(text, encoding="utf-8")
+    save_json(path.parent / "sweep.json", summary)
+    save_text(path.parent / "sweep.md", text)
     print(text, end="")
     return 0
 

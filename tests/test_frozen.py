@@ -16,10 +16,12 @@ import finetune_hindi_xnli as finetune
 import model
 from inference import XNLIClassifier
 from predict_hindi_xnli import export_checkpoint
+from xnli_gpt.evaluation import metrics
 from xnli_gpt.export import card
 from xnli_gpt.export import folder as folder_room
 from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.network.mixing import join_scalars
+from xnli_gpt.report import run_report
 from xnli_gpt.training.optimizer import configure_optimizers
 from xnli_gpt.training.saves import moments_by_names
 
@@ -95,6 +97,13 @@ def test_an_old_save_is_gone_on_with(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in lines] == [6, 12, 18, 24]
     after = farthest_from_recorded(out_dir / "pairs-ckpt.pt", "logits_after_resuming")
     assert after <= SAME_TRAINING
+
+
+def test_a_finished_save_older_than_a_main_metric_gets_its_report(monkeypatch):
+    best = frozen_save()["progress"]["best"]
+    newer = metrics.Metric("newer", lambda c: c.loss, is_main=True)
+    monkeypatch.setitem(metrics.METRICS, "newer", newer)
+    assert run_report._best_validation(types.SimpleNamespace(best=best, best_step=6, step=15))
 
 
 def frozen_save() -> dict:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from xnli_gpt.errors import EXIT_FAILED, EXIT_REFUSED, XNLIError
+from xnli_gpt.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, XNLIError
 from xnli_gpt.flags import flags_of, parse_flags
 from xnli_gpt.messages import shown
 from xnli_gpt.options import FlagGroups, configuration_of, flag_groups
@@ -135,6 +135,8 @@ def _outcome_of(work: Callable[[], None]) -> tuple[int, Sequence[str]]:
     try:
         work()
         return 0, []
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED, []
     except XNLIError as error:
         return error.exit_code, error.problems
     except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+# What a shell says of a process that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 
 
 class XNLIError(Exception):

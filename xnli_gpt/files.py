@@ -76,7 +76,7 @@ def _lock(file: TextIO, folder: Path) -> None:
         file.seek(0)
         owner = file.read().strip() or "another process"
         raise RunError(
-            f"{folder}: {owner} is running here; wait for it, or use another --out_dir"
+            f"{folder}: {owner} is running here; wait for it, or use another `out_dir`"
         ) from None
     except OSError as error:
         print(f"note: {folder} can't be locked ({error.strerror}): don't start two runs in it")
@@ -90,22 +90,30 @@ def _lock(file: TextIO, folder: Path) -> None:
 
 def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside `path`, sync and rename: a reader sees the old file or the whole new one."""
-    os.replace(written_beside(path, write), path)
+    partial = written_beside(path, write)
+    with _removed_on_failure(partial):
+        os.replace(partial, path)
     sync_folder(path.parent)
 
 
 def written_beside(path: Path, write: Callable[[Path], None]) -> Path:
     """Lend the synced file that is to become `path`; nothing of it is left where that fails."""
     partial = path.with_name(f"{path.name}.partial")
-    try:
+    with _removed_on_failure(partial):
         write(partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
+    return partial
+
+
+@contextlib.contextmanager
+def _removed_on_failure(partial: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-    return partial
 
 
 def sync_folder(folder: Path) -> None:
@@ -142,5 +150,24 @@ def torch_writer(content: Mapping[str, object]) -> Callable[[Path], None]:
 
 def save_json(path: Path, content: object) -> None:
     """Write indented JSON, Devanagari left readable."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    save_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write UTF-8; half of a surrogate pair, which JSON may hold and UTF-8 may not, becomes "?"."""
+    save_bytes(path, text.encode("utf-8", "replace"))
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write the content of a file."""
+    save_atomically(path, lambda partial: partial.write_bytes(content))
+
+
+def problem_of_folder(folder: Path, must_write: bool = True) -> str | None:
+    """Return why a folder can't be made or written, or None; nothing is made."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        return f"can't be made, {nearest} is a file"
+    if must_write and not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} is not writable"
+    return None

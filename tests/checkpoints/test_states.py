@@ -263,7 +263,7 @@ def test_a_format_that_is_known_is_not_refused_by_a_name_of_unknown_ones(tmp_pat
 def test_a_fine_tuned_checkpoint_of_ours_is_named(tmp_path, capsys):
     path = tmp_path / "file.pt"
     torch.save({"kind": FINE_TUNED_KIND, "weights": tiny_state("medium")}, path)
-    assert_refused(path, "fine-tuned checkpoint of this project.*--eval_only", capsys)
+    assert_refused(path, "fine-tuned checkpoint of this project.*evaluate_hindi_xnli", capsys)
 
 
 def test_a_file_without_model_says_what_it_has(tmp_path, capsys):

@@ -235,7 +235,7 @@ def test_hub_name_without_network(tmp_path):
     )
     message = run.stdout.splitlines()
     assert len(message) == 1
-    for part in ("hindi_xnli", "no network", "--prepare_only", "local folder"):
+    for part in ("hindi_xnli", "no network", "`prepare_only`", "local folder"):
         assert part in message[0]
 
 

@@ -20,7 +20,7 @@ import finetune_hindi_xnli as finetune
 import predict_hindi_xnli as predict
 from inference import Prediction, XNLIClassifier
 from xnli_gpt.checkpoints.fine_tuned import read_fine_tuned
-from xnli_gpt.errors import DataError, EvaluationError, RunError, UsageError
+from xnli_gpt.errors import EXIT_INTERRUPTED, DataError, EvaluationError, RunError, UsageError
 
 SCRIPT = Path(predict.__file__)
 PAIR = ("राम ने बाज़ार से 3 आम ख़रीदा", "राम के पास आम है")
@@ -600,7 +600,7 @@ def test_an_interrupted_command_leaves_nothing(assets, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(XNLIClassifier, "predict_encoded", interrupted)
     words = ["--input", source, "--output", tmp_path / "out.jsonl"]
-    assert run(assets, *words) == predict.EXIT_INTERRUPTED
+    assert run(assets, *words) == EXIT_INTERRUPTED
     assert capsys.readouterr().err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 

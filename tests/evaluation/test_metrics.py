@@ -11,12 +11,17 @@ from scored_parts import CLASSES, logits_predicting, scored_at_random
 from sklearn.metrics import f1_score, fbeta_score, recall_score
 
 from xnli_gpt.errors import EvaluationError
-from xnli_gpt.evaluation.metrics import METRICS, main_metrics
+from xnli_gpt.evaluation.metrics import (
+    METRICS,
+    Metric,
+    expected_calibration_error,
+    figures_in_words,
+    main_metrics,
+)
 from xnli_gpt.evaluation.scored_split import SCORES, scores_of_models
 from xnli_gpt.evaluation.scores import (
     calibration_bins,
     classification_metrics,
-    expected_calibration_error,
     split_metrics,
 )
 
@@ -135,3 +140,22 @@ def test_every_figure_of_several_models_is_the_mean_of_theirs():
 def test_metrics_of_a_split_can_be_written_as_json():
     metrics = split_metrics(scored_at_random(1, num_premises=2), resamples=100)
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_a_metric_needs_one_way_to_compute_it():
+    with pytest.raises(AssertionError):
+        Metric("none")
+
+
+def test_a_metric_that_earlier_scores_lack_is_left_out_of_their_words(monkeypatch):
+    earlier = {name: 0.5 for name in main_metrics()}
+    monkeypatch.setitem(METRICS, "newer", Metric("newer", lambda c: c.loss, is_main=True))
+    assert "newer" in main_metrics() and "newer" not in figures_in_words(earlier)
+    assert "accuracy 0.5000" in figures_in_words(earlier)
+
+
+def test_a_second_metric_of_a_reliability_diagram_is_a_row_alone(monkeypatch):
+    largest = Metric("MCE", of_bins=lambda bins: max(b["count"] for b in bins))
+    monkeypatch.setitem(METRICS, "mce", largest)
+    metrics = split_metrics(scored_at_random(30), resamples=10)
+    assert metrics["mce"] == max(b["count"] for b in metrics["calibration"])

@@ -421,6 +421,35 @@ def test_gathering_takes_the_lowest_loss(tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text())["selected"]["recipe"] == "b"
 
 
+def change_results(folder, change):
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    change(results)
+    path.write_text(json.dumps(results))
+
+
+def test_gathering_runs_without_a_test_split(tmp_path):
+    write_results(tmp_path / "a/seed1", 0.6)
+    write_results(tmp_path / "b/seed1", 0.8)
+    for name in ("a", "b"):
+        change_results(tmp_path / name / "seed1", lambda results: results.pop("test"))
+    done = gather(tmp_path, "a/seed1", "b/seed1")
+    assert done.returncode == 0, done.stderr
+    assert "| b | 1 of 1 | 0.8000 |" in done.stdout and "No test split" in done.stdout
+
+
+def test_gathering_runs_older_than_a_metric(tmp_path):
+    for name in ("a/seed1", "a/seed2"):
+        write_results(tmp_path / name, 0.6)
+    older = tmp_path / "a/seed1"
+    change_results(
+        older, lambda results: [results[s].pop("macro_f1") for s in ("validation", "test")]
+    )
+    done = gather(tmp_path, "a/seed1", "a/seed2")
+    assert done.returncode == 0, done.stderr
+    assert "| a | 2 of 2 | 0.6000 ± 0.0000 | - |" in done.stdout
+
+
 def test_gathering_knows_the_metrics_of_the_program():
     from scripts import gather_sweep
 

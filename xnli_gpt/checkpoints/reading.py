@@ -131,13 +131,18 @@ def _content_of(mapped: MappedFile) -> dict:
     return content
 
 
+def fine_tuned_error(path: Path) -> CheckpointError:
+    """Return what to raise for a fine-tuned checkpoint where a pretrained one is expected."""
+    return CheckpointError(
+        f"{path}: a fine-tuned checkpoint of this project, expected a pretrained one; to score it "
+        "use evaluate_hindi_xnli.py, to fine-tune give the pretraining script's file"
+    )
+
+
 def _weights_of(path: Path, content: dict) -> tuple[str, dict]:
     """Return the key under which the weights are, and the weights; "" where the file is them."""
     if content.get("kind") == FINE_TUNED_KIND:
-        raise CheckpointError(
-            f"{path}: a fine-tuned checkpoint of this project, expected a pretrained one; "
-            "to score it use --eval_only, to fine-tune give the pretraining script's file"
-        )
+        raise fine_tuned_error(path)
     for key in WEIGHT_KEYS:
         if isinstance(content.get(key), dict) and content[key]:
             return key, content[key]

@@ -29,6 +29,7 @@ XNLI_LANGUAGES = {
     "zh": "chinese",
 }
 BUILTIN_NAMES = ("demo",)
+HUB_XNLI = "facebook/xnli"
 # A name of our own that is as long as this is near no dataset of the Hub without an owner, of
 # which there have been no new ones for years.
 LEAST_TELLING_LENGTH = 6

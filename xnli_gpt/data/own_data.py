@@ -8,10 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from xnli_gpt.checkpoints.fine_tuned import datasets_in_name, run_name
 from xnli_gpt.data.options import RowOptions
-
-# The ending of a fine-tuned checkpoint's name, and of that of the best for one set.
-_ENDING = "-ckpt"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def own_data_of(path: Path, saved: Mapping[str, object]) -> OwnData:
     if recorded is not None:
         names = ("dataset", "dataset_config", "data_dir", "text_column", "label_column")
         return OwnData(**{name: recorded.get(name) for name in names}, rows=_row_options(recorded))
-    datasets = saved.get("datasets") or path.stem.removesuffix(_ENDING).split("+")
+    datasets = saved.get("datasets") or datasets_in_name(path)
     return OwnData(list(datasets), is_recorded=False)
 
 
@@ -55,4 +53,4 @@ def _flags_beside(path: Path) -> dict | None:
         name = "+".join(Path(dataset).name for dataset in flags["dataset"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
-    return flags if path.stem.removesuffix(_ENDING) == name else None
+    return flags if run_name(path) == name else None

@@ -39,7 +39,6 @@ class SelectedRows:
     hypotheses: list[str]
     labels: list[str | int | None]
     carried: Mapping[str, list[str]]
-    num_left_out: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -132,7 +131,6 @@ def _select(
         *([texts[i][row] for row in good] for i in range(2)),
         [labels[row] for row in good],
         {name: [str(values[row]) for row in good] for name, values in carried.items()},
-        left_out,
         tuple(notes),
     )
 

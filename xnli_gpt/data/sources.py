@@ -21,6 +21,7 @@ from xnli_gpt.data import demo_grammar
 from xnli_gpt.data.folders import SPLIT_NAMES, split_files
 from xnli_gpt.data.library import quiet_datasets, said_as_data_error
 from xnli_gpt.data.names import (
+    HUB_XNLI,
     KNOWN_NAMES,
     XNLI_LANGUAGES,
     is_in_data_dir,
@@ -42,7 +43,6 @@ from xnli_gpt.data.tables import (
 from xnli_gpt.errors import DataError
 from xnli_gpt.messages import MAX_LISTED, reason_of, shown
 
-HUB_XNLI = "facebook/xnli"
 # Names of datasets that are made here, and what makes their splits.
 BUILTIN: dict[str, Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]] = {
     "demo": demo_grammar.nli_splits,
@@ -309,7 +309,7 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
             ) from error
         raise DataError(
             f"`dataset` {request.dataset}: no network, and {name} is not in the cache of datasets; "
-            "run the same command with --prepare_only where there is network (and the same "
+            "run the same command with `prepare_only` where there is network (and the same "
             f"HF_HOME), or give a local folder as `dataset`{perhaps}"
         ) from error
     files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]

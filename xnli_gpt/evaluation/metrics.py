@@ -7,7 +7,7 @@ best model, results, report, model card, sweep and comparison take it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,18 +48,27 @@ class Counts:
 class Metric:
     """A figure of a model on a split.
 
-    `of_counts` computes it, and gives it intervals; None for what needs more than counts. `is_main`
-    ones may pick the best model, and stand first wherever not all have room.
+    One function computes it: `of_counts`, which gives it intervals too, or `of_bins`, from the bins
+    of a reliability diagram. `is_main` ones may pick the best model, and stand first wherever not
+    all have room.
     """
 
     title: str
-    of_counts: Callable[[Counts], np.ndarray] | None
+    of_counts: Callable[[Counts], np.ndarray] | None = None
+    of_bins: Callable[[Sequence[Mapping[str, float]]], float] | None = None
     is_main: bool = False
     lower_is_better: bool = False
     highest: float = 1.0
     unit: str | None = None
     needs_probabilities: bool = False
     long_title: str | None = None
+
+    def __post_init__(self):
+        assert (self.of_counts is None) != (self.of_bins is None), self.title
+
+    def value(self, counts: Counts, bins: Sequence[Mapping[str, float]]) -> float:
+        """Return it from the counts of one model [1] or from its reliability diagram."""
+        return self.of_bins(bins) if self.of_bins else float(self.of_counts(counts)[0])
 
     @property
     def title_with_unit(self) -> str:
@@ -92,6 +101,16 @@ def _mean_over_classes(
     return of_counts
 
 
+def expected_calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
+    """Return the sum over bins of count / N · |accuracy - mean probability|.
+
+    Naeini, Cooper and Hauskrecht 2015 (AAAI), as used by Guo, Pleiss, Sun and Weinberger 2017
+    (ICML), with bins of one width.
+    """
+    gaps = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins)
+    return float(gaps / sum(b["count"] for b in bins))
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", lambda c: c.right.sum(axis=-1) / c.examples, is_main=True),
     # F_beta = (1 + beta²) right / (beta² there + predicted), van Rijsbergen 1979.
@@ -117,7 +136,7 @@ METRICS: dict[str, Metric] = {
     ),
     "ece": Metric(
         "ECE",
-        None,
+        of_bins=expected_calibration_error,
         lower_is_better=True,
         needs_probabilities=True,
         long_title="expected calibration error",
@@ -136,5 +155,9 @@ def scores() -> tuple[str, ...]:
 
 
 def figures_in_words(metrics: dict) -> str:
-    """Return the main metrics of a split as a line of a log tells them."""
-    return ", ".join(f"{METRICS[name].title} {metrics[name]:.4f}" for name in main_metrics())
+    """Return the main metrics of a split as a line of a log tells them.
+
+    One that is not in `metrics` is left out: a save may be older than a row of the table.
+    """
+    there = (name for name in main_metrics() if name in metrics)
+    return ", ".join(f"{METRICS[name].title} {metrics[name]:.4f}" for name in there)

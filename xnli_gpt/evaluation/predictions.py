@@ -15,6 +15,9 @@ import numpy as np
 from xnli_gpt.errors import PredictionsError
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 
+# In the folder of a run or of an evaluation.
+PREDICTIONS_FILE = "predictions.jsonl"
+
 
 @dataclass(frozen=True)
 class PredictedRows:

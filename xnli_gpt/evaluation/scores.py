@@ -52,10 +52,8 @@ def classification_metrics(logits: Tensor, labels: np.ndarray, classes: Sequence
     )
     bins = calibration_bins(scipy.special.softmax(logits.double().numpy(), axis=-1), labels)
     counts = counts_of(sums_of_rows(logits.numpy()[None], labels).sum(axis=0), len(classes))
-    # Of the only model.
-    values = {name: float(METRICS[name].of_counts(counts)[0]) for name in SCORES}
     return {
-        **(values | {"ece": expected_calibration_error(bins)}),
+        **{name: metric.value(counts, bins) for name, metric in METRICS.items()},
         "examples": len(labels),
         "per_class": {
             name: {
@@ -91,16 +89,6 @@ def calibration_bins(
         }
         for m in np.unique(number).tolist()
     ]
-
-
-def expected_calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
-    """Return the sum over bins of count / N · |accuracy - mean probability|.
-
-    Naeini, Cooper and Hauskrecht 2015 (AAAI), as used by Guo, Pleiss, Sun and Weinberger 2017
-    (ICML), with bins of one width.
-    """
-    gaps = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins)
-    return float(gaps / sum(b["count"] for b in bins))
 
 
 def split_metrics(scored: ScoredSplit, resamples: int = RESAMPLES, seed: int = 0) -> dict:

@@ -84,7 +84,7 @@ class Scorer:
         """Return logits [N, classes] with the classes in the order of the first source."""
         logits, _ = split_logits(model, split, len(source.classes), self.inference)
         if not bool(torch.isfinite(logits).all()):
-            raise EvaluationError(f"{source.path}: logits are not finite; use dtype float32")
+            raise EvaluationError(f"{source.path}: logits are not finite; use `dtype` float32")
         return logits.numpy()[:, [source.classes.index(name) for name in self.classes]]
 
 

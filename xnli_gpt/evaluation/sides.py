@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from xnli_gpt.checkpoints.fine_tuned import run_name
+
 
 def names_of_sides(first: Sequence[Path], second: Sequence[Path]) -> list[str]:
     """Return two names, made of what differs between the paths of the two sides' files.
@@ -15,7 +17,7 @@ def names_of_sides(first: Sequence[Path], second: Sequence[Path]) -> list[str]:
     """
     sides = [[Path(os.path.abspath(path)) for path in side] for side in (first, second)]
     by_folder = [[path.parent.parts for path in side] for side in sides]
-    by_file = [[(*path.parent.parts, _name_of_file(path)) for path in side] for side in sides]
+    by_file = [[(*path.parent.parts, run_name(path)) for path in side] for side in sides]
     for parts in (by_folder, by_file):
         names = _differing(*(_common_parts(side) for side in parts))
         if all(names) and names[0] != names[1]:
@@ -29,10 +31,6 @@ def names_of_sides(first: Sequence[Path], second: Sequence[Path]) -> list[str]:
         if all(names) and counted[0] != counted[1]:
             return counted
     return ["first", "second"]
-
-
-def _name_of_file(path: Path) -> str:
-    return path.name.removesuffix(".pt").removesuffix("-ckpt")
 
 
 def _common_parts(paths: Sequence[Sequence[str]]) -> tuple[str, ...]:

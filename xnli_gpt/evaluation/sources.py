@@ -16,11 +16,15 @@ from xnli_gpt.data.row_files import TEXT_KINDS, kind_of
 from xnli_gpt.data.tokenizer import PairEncoding, encoding_of_saved
 from xnli_gpt.errors import PredictionsError, RunError, UsageError
 from xnli_gpt.evaluation.other_predictions import is_of_another_tool, read_other_predictions
-from xnli_gpt.evaluation.predictions import PredictedRows, logits_in_order, read_predictions
+from xnli_gpt.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    PredictedRows,
+    logits_in_order,
+    read_predictions,
+)
 from xnli_gpt.evaluation.rows import Rows
 from xnli_gpt.network.config import GPTConfig
 
-PREDICTIONS_FILE = "predictions.jsonl"
 # What other tools don't say: which dataset they predicted.
 ANY_DATASET = "predictions"
 # What seeds of one recipe have in common, by the names of a checkpoint's facts.

@@ -11,13 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from xnli_gpt.checkpoints.fine_tuned import datasets_in_name
 from xnli_gpt.choices import TEMPLATES
-from xnli_gpt.data.names import is_xnli, language_of_name
+from xnli_gpt.data.names import HUB_XNLI, is_xnli, language_of_name
 from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.evaluation.answers import only_answers
 from xnli_gpt.evaluation.metrics import METRICS, main_metrics
 from xnli_gpt.network.config import GPTConfig
-
-HUB_XNLI = "facebook/xnli"
 
 
 def model_card(checkpoint: Path, saved: Mapping[str, object], encoding: PairEncoding) -> str:

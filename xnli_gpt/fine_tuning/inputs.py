@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from xnli_gpt.data.tokenizer import PairEncoding, load_pair_encoding, pair_encod
 from xnli_gpt.devices import Precision
 from xnli_gpt.errors import UsageError
 from xnli_gpt.evaluation.logits import Inference
+from xnli_gpt.files import problem_of_folder
 from xnli_gpt.fine_tuning.configuration import FineTuning
 from xnli_gpt.training.distributed import Ranks
 from xnli_gpt.training.options import RecipeOptions
@@ -127,14 +127,9 @@ def require_folders(config: FineTuning) -> None:
 
 
 def _problem_of_folder(name: str, folder: Path) -> str | None:
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
     # A cache filled by somebody else needs only reading.
-    must_write = name == "out_dir" or nearest != folder
-    if not nearest.is_dir():
-        return f"--{name} {folder}: can't be made, {nearest} is a file"
-    if must_write and not os.access(nearest, os.W_OK | os.X_OK):
-        return f"--{name} {folder}: {nearest} is not writable"
-    return None
+    problem = problem_of_folder(folder, must_write=name == "out_dir" or not folder.exists())
+    return None if problem is None else f"`{name}` {folder}: {problem}"
 
 
 def say_checkpoint(info: dict) -> None:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xnli_gpt.evaluation.sources import PREDICTIONS_FILE, Source
+from xnli_gpt.evaluation.predictions import PREDICTIONS_FILE
+from xnli_gpt.evaluation.sources import Source
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.report.content import ReportContent
 from xnli_gpt.report.writing import write_report

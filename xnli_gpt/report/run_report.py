@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xnli_gpt.evaluation.metrics import figures_in_words
-from xnli_gpt.evaluation.predictions import prediction_lines, write_predictions
+from xnli_gpt.evaluation.predictions import PREDICTIONS_FILE, prediction_lines, write_predictions
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 from xnli_gpt.evaluation.scores import macro_average, split_metrics
 from xnli_gpt.files import save_atomically
@@ -45,7 +45,7 @@ def write_run_report(
     """
     out_dir, state = run.folder.path, run.state
     splits = {run.split: scored} | ({"test": unlabelled} if unlabelled else {})
-    save_atomically(out_dir / "predictions.jsonl", lambda path: write_predictions(path, splits))
+    save_atomically(out_dir / PREDICTIONS_FILE, lambda path: write_predictions(path, splits))
     metrics = {name: split_metrics(one) for name, one in scored.items()}
     file = Path(run.found["checkpoint"]["file"]).name
     trunk = "random trunk" if run.flags["random_init"] else file

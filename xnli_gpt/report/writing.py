@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from xnli_gpt.files import save_bytes, save_text
 from xnli_gpt.report.content import Picture, ReportContent, Section
 from xnli_gpt.report.figures import drawn, in_style, saved
 from xnli_gpt.report.fonts import embedded_font
@@ -30,6 +30,7 @@ def write_report(folder: str | Path, content: ReportContent) -> Path:
     An earlier report in `folder` is replaced, file by file; raises OSError where it can't be.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     sections = sections_of(content)
     with in_style():
         drawings = {
@@ -38,34 +39,19 @@ def write_report(folder: str | Path, content: ReportContent) -> Path:
             for picture in section.blocks
             if isinstance(picture, Picture)
         }
-    _write_whole(folder / "report.md", _encoded(as_markdown(content.title, sections)))
+    save_text(folder / "report.md", as_markdown(content.title, sections))
     path = folder / "report.html"
-    _write_whole(path, _encoded(as_html(content.title, sections, drawings)))
+    save_text(path, as_html(content.title, sections, drawings))
     return path
 
 
 def _write_figure(picture: Picture, folder: Path) -> bytes:
     """Write the figure as PNG and PDF; return it as SVG."""
+    folder.mkdir(exist_ok=True)
     figure = drawn(picture.draw)
     for kind in ("png", "pdf"):
-        _write_whole(folder / f"{picture.name}.{kind}", saved(figure, kind))
+        save_bytes(folder / f"{picture.name}.{kind}", saved(figure, kind))
     return saved(figure, "svg")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial_path.write_bytes(content)
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
-
-
-def _encoded(text: str) -> bytes:
-    # JSON may hold half of a surrogate pair, which UTF-8 has no bytes for.
-    return text.encode("utf-8", "replace")
 
 
 def as_html(title: str, sections: Sequence[Section], drawings: Mapping[str, bytes]) -> str:
