@@ -137,7 +137,7 @@ class XNLIClassifier:
         ]
 
     def _logits(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """[N, classes], float32 on the CPU: batches of like length, longest first."""
+        """Return [N, classes], float32 on the CPU: batches of like length, longest first."""
         lengths = np.array([len(row) for row in rows])
         no_labels = np.zeros(len(rows), dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])

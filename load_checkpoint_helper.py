@@ -175,8 +175,8 @@ def inspect_checkpoint(
 def _read_checkpoint(
     path: Path, asked: Asked, device: str | torch.device | None
 ) -> tuple[dict, dict, dict[str, Tensor]]:
-    """What `inspect_checkpoint` returns, and the weights as the network has them, or none where
-    `device` is None."""
+    """Return what `inspect_checkpoint` does, and the weights as the network has them, or none
+    where `device` is None."""
     file = read_checkpoint_file(path)
     checkpoint, (state, buffers) = file.content, without_rotary_buffers(file.weights)
     relative = find_relative(path, state, checkpoint, asked.family)
@@ -359,7 +359,8 @@ def _require_options_of_file(options: PretrainedOptions, info: dict) -> None:
 
 
 def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
-    """The format of a file: all its keys decide, and where several formats know them all, facts.
+    """Return the format of a file by all its keys, and where several formats know them all by
+    facts.
 
     A file with keys that no format knows gets the nearest one, whose table then names them.
     """
@@ -373,7 +374,7 @@ def _detect_format(path: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str, set[str]]) -> str:
-    """The one format that knows whatever any other knows of a file that has other keys as well.
+    """Return the format that knows whatever any other knows of a file that has other keys as well.
 
     Raises CheckpointError where there is none, with the family that the other keys tell.
     """
@@ -408,8 +409,8 @@ def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str,
 
 
 def _format_by_facts(path: Path, state: Mapping[str, Tensor], formats: Sequence[str]) -> str:
-    """The only one of several formats, all of which know every key, that the file is also by what
-    it lacks, its shapes and its scalars; where scalars speak against none, the only one they
+    """Return the only one of several formats, all of which know every key, that the file is also by
+    what it lacks, its shapes and its scalars; where scalars speak against none, the only one they
     confirm. Raises CheckpointError where that leaves none or several."""
     verdicts, objections = {}, []
     for fmt in formats:
@@ -433,7 +434,8 @@ def _format_by_facts(path: Path, state: Mapping[str, Tensor], formats: Sequence[
 
 
 def _verdict_without_heads(path: Path, state: Mapping[str, Tensor], fmt: str) -> str:
-    """What keys, shapes and scalars say of a format: `check_scalars`' verdict, or its error."""
+    """Return what keys, shapes and scalars say of a format: `check_scalars`' verdict, or its
+    error."""
     sizes = check_tensors(path, fmt, state)
     check_finite(path, {"scalars": state["scalars"]})
     # No scalar depends on the number of heads, which may not be known.
@@ -467,7 +469,7 @@ def _count_dtypes(state: Mapping[str, Tensor]) -> Counter:
 
 
 def _plain_number(value: object) -> float | int | None:
-    """A step or loss as the scripts store it: a number, or a tensor of one."""
+    """Return a step or loss as the scripts store it: a number, or a tensor of one."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -548,7 +550,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _summary(report: Mapping[str, object]) -> str:
-    """The last line: what was found of which file. Indented, as it is no field."""
+    """Return the last line: what was found of which file. Indented, as it is no field."""
     found = (
         f"  in short: {report['file']}: format {report['checkpoint_format']}, "
         f"{report['num_layers']} layers, "

@@ -87,8 +87,8 @@ class TrainingScriptBlock(nn.Module):
         rotary: RotaryTables | None,
         pooled: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None, Tensor | None]:
-        """The mixed stream [B, T, D], where there is attention q, k, v [B, T, H, d], and the gate
-        of what it gives.
+        """Return the mixed stream [B, T, D], where there is attention q, k, v [B, T, H, d], and the
+        gate of what it gives.
 
         x and every x0 [B, T, D], lambdas one more than there are x0, and sa_lambdas [2]. With
         `pooled` [P] the output is computed at these places alone: the stream is [B, P, D], and q
@@ -106,7 +106,7 @@ class TrainingScriptBlock(nn.Module):
     def after_attention(
         self, stream: Tensor, y: Tensor | None, gate: Tensor | None = None
     ) -> Tensor:
-        """Add the heads' answers [B, T, H, d] and the MLP to the stream [B, T, D]."""
+        """Add the heads' outputs [B, T, H, d] and the MLP to the stream [B, T, D]."""
         if y is not None:
             stream = stream + self.attn.output(y, gate)
         return stream + self.mlp(self.norm(stream))
@@ -175,12 +175,12 @@ class GPTTrunk(nn.Module):
         """Return the features of `embed_tokens`' result, as `forward_features`: [B, T, D]."""
         T, device = embeddings[0].size(1), embeddings[0].device
         attend = self._attention(T, docs, windows or self.config.windows)
-        positions = torch.arange(T, device=device)
+        position_ids = torch.arange(T, device=device)
         if docs is not None and self.config.counts_positions:
             # Each counts its own, from its first token on.
             begins = torch.cat([docs.new_ones(1, dtype=torch.bool), docs[1:] != docs[:-1]])
-            positions = positions - torch.where(begins, positions, 0).cummax(0).values
-        return self._hidden_states(embeddings, positions, attend)
+            position_ids = position_ids - torch.where(begins, position_ids, 0).cummax(0).values
+        return self._hidden_states(embeddings, position_ids, attend)
 
     def lm_logits(self, features: Tensor) -> Tensor:
         """Return capped language-model logits of `features` [..., D] -> [..., head rows],
@@ -224,13 +224,14 @@ class GPTTrunk(nn.Module):
     def _hidden_states(
         self,
         embeddings: Sequence[Tensor],
-        positions: Tensor,
+        position_ids: Tensor,
         attend: AttentionFn,
         pooled: Tensor | None = None,
         before: Tensor | None = None,
     ) -> Tensor:
-        """`embed_tokens`' result, positions [T] -> [B, T, D]; with `pooled` [P] only these:
-        [B, P, D]. `before` [T] is where the token before stands, if elsewhere than one place back.
+        """Return [B, T, D] for `embed_tokens`' result and position_ids [T]; with `pooled` [P] only
+        these: [B, P, D]. `before` [T] is where the token before stands, if elsewhere than one place
+        back.
 
         The stream has the dtype of the surrounding autocast, as it had in pretraining.
         """
@@ -244,20 +245,20 @@ class GPTTrunk(nn.Module):
         with torch.autocast(device_type, enabled=False):
             value_embeddings = [values.to(dtype) for values in value_embeddings]
             if self.positions is not None:
-                first = first + self.positions(positions)
+                first = first + self.positions(position_ids)
             x0 = (first, *others)
             if self.config.norm_embedding:
                 x0 = tuple(rms_norm(embedding) for embedding in x0)
             x0 = tuple(embedding.to(dtype) for embedding in x0)  # [B, T, D] each
             if self.smear is not None:
-                x0 = (self.smear(x0[0], positions, before), *x0[1:])
-            rotary = None if self.rotary is None else self.rotary(positions)
+                x0 = (self.smear(x0[0], position_ids, before), *x0[1:])
+            rotary = None if self.rotary is None else self.rotary(position_ids)
             # A smear at the end reads one token more than is returned.
             places = None if self.config.final_smear else pooled
             x = self._through_blocks(x0, value_embeddings, rotary, attend, places)
             x = self.final_norm(x)
             if self.config.final_smear:
-                x = x + self.final_smear[0] * token_before(x, positions, before)
+                x = x + self.final_smear[0] * token_before(x, position_ids, before)
                 x = x if pooled is None else x[:, pooled]
             return x
 
@@ -361,7 +362,8 @@ class GPTFlexAttention(GPTTrunk):
         docs: Tensor | None = None,
         windows: tuple[int, int] | None = None,
     ) -> Tensor:
-        """One row [T]: mean language-model loss where targets [T] are given, else logits."""
+        """Return of one row [T] the mean language-model loss where targets [T] are given, else
+        logits."""
         if targets is not None:
             return self.lm_loss(input_ids, targets, docs, windows)
         return self.lm_logits(self.forward_features(input_ids, docs, windows))
@@ -428,7 +430,7 @@ class GPTBatched(GPTTrunk):
 
     @classmethod
     def from_pretrained_gpt(cls, flex: GPTFlexAttention) -> GPTBatched:
-        """A copy of `flex` in this form, on the same device."""
+        """Return a copy of `flex` in this form, on the same device."""
         state = {k: v.detach().clone() for k, v in flex.state_dict().items()}
         return cls.from_state_dict(flex.config, state)
 
@@ -453,7 +455,7 @@ class GPTBatched(GPTTrunk):
         docs: Tensor | None = None,
         windows: tuple[int, int] | None = None,
     ) -> Tensor:
-        """The same as `forward_features`."""
+        """Return the same as `forward_features`."""
         return self.forward_features(input_ids, docs, windows)
 
     @property
@@ -472,7 +474,8 @@ class GPTBatched(GPTTrunk):
         result is that of the example alone. The last block computes only what is returned, unless
         a smear at the end reads more.
         """
-        longest = max(row.lengths[: len(row.last)])
+        position_ids, last_token_idx = row.position_ids, row.last_token_idx
+        longest = max(row.seq_lens[: len(last_token_idx)])
         if longest > self.config.max_seq_len:
             raise ValueError(
                 f"an example of {longest} tokens, but the model was built for max_seq_len "
@@ -480,7 +483,7 @@ class GPTBatched(GPTTrunk):
             )
         attend = ROW_ATTENTION[self._row_attention()](self.config, row)
         embeddings = self.embed_tokens(row.input_ids[None])
-        return self._hidden_states(embeddings, row.positions, attend, row.last, row.before)[0]
+        return self._hidden_states(embeddings, position_ids, attend, last_token_idx, row.before)[0]
 
     def _attention(
         self, num_tokens: int, docs: Tensor | None, windows: tuple[int, int]

@@ -263,7 +263,7 @@ def _write_predictions(
 
 
 def _progress_bar(source: PairSource, out: TextIO) -> tqdm:
-    """On a terminal, unless the predictions go there; a file's progress is counted in bytes."""
+    """Show progress on a terminal, unless the predictions go there; of a file by its bytes."""
     unit = {"unit": " pairs"} if source.bytes_read is None else {"unit": "B", "unit_scale": True}
     hidden = True if out.isatty() else None
     return tqdm(total=source.num_bytes, desc="predicting", disable=hidden, **unit)

@@ -147,7 +147,7 @@ class Ours(Contestant):
         warm_up(self.sample, self.device)
 
     def sample(self, num_steps: int) -> dict:
-        """Seconds, pairs and real tokens of `num_steps` steps, data preparation included."""
+        """Return seconds, pairs and real tokens of `num_steps` steps, data preparation included."""
         trainer = self.trainer
         first = trainer.state.step
         trainer.recipe = replace(trainer.recipe, num_steps=first + num_steps)
@@ -169,7 +169,8 @@ class Ours(Contestant):
         return {part: 1e3 * statistics.median(t[part] for t in times) for part in times[0]}
 
     def evaluation(self) -> dict:
-        """Seconds of evaluating the pairs with premises computed once, and for every pair."""
+        """Return seconds of evaluating the pairs with premises computed once, and for every
+        pair."""
         split, inference = self.pairs.split, Inference(self.trainer.recipe.dtype)
         apart = replace(split, premise_spans=np.zeros_like(split.premise_spans))
         seconds = {}
@@ -181,7 +182,7 @@ class Ours(Contestant):
         return seconds
 
     def padding(self) -> dict:
-        """Shares of the arithmetic: of a step spent on padding, over 50 steps."""
+        """Return shares of the arithmetic: of a step spent on padding, over 50 steps."""
         shares = [self._padding_of_step() for _ in range(50)]
         return {"padding_share": float(np.mean(shares)), "padding_share_max": max(shares)}
 
@@ -215,8 +216,8 @@ class Ours(Contestant):
         return clock.laps
 
     def _padding_of_step(self) -> float:
-        """Products with weights cost 24·D² a token and block, scores 4·T·D a row of T and token
-        (and what the last block leaves out is left out of both)."""
+        """Count what padding costs. Products with weights cost 24·D² a token and block, scores
+        4·T·D a row of T and token (and what the last block leaves out is left out of both)."""
         config = self.model.pretrained_model.config
         batches = self._next_step()
         D, blocks = config.model_dim, config.num_layers - 1
@@ -227,8 +228,8 @@ class Ours(Contestant):
                 4 * D * group.real.numel() * group.width
                 for group in GroupedAttention(config, row).groups
             )
-            examples = np.array(row.lengths[: len(row.last)], dtype=float)
-            spent += blocks * (24 * D * D * sum(row.lengths) + attention)
+            examples = np.array(row.seq_lens[: len(row.last_token_idx)], dtype=float)
+            spent += blocks * (24 * D * D * sum(row.seq_lens) + attention)
             useful += blocks * (24 * D * D * examples.sum() + 4 * D * np.square(examples).sum())
         return 1 - useful / spent
 
@@ -364,7 +365,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def new_model(size: str) -> GPTClassification:
-    """A random network of a size; the projections back are not zero, as after pretraining."""
+    """Return a random network of a size; the projections back are not zero, as after
+    pretraining."""
     config = config_of_size(size)
     torch.manual_seed(0)
     model = GPTClassification(GPTBatched(config), peers.NUM_CLASSES)
@@ -393,7 +395,7 @@ def non_embedding_parameters(size: str) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held: of the GPU, or resident."""
+    """Return the most bytes that this process held: of the GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()
@@ -407,7 +409,7 @@ def free_memory() -> int:
 
 
 def serve(name: str, contest: Contest, connection: Connection) -> None:
-    """A process's life: build the contestant, then call what is asked for."""
+    """Live as a process: build the contestant, then call what is asked for."""
     contestant = CONTESTANTS[name](contest)
     connection.send("ready")
     while (request := connection.recv()) is not None:
@@ -417,8 +419,8 @@ def serve(name: str, contest: Contest, connection: Connection) -> None:
 
 @contextlib.contextmanager
 def set_up_as(name: str) -> Iterator[None]:
-    """The environment that a contestant's process starts with: ours sets up its libraries before
-    it imports torch, the others take them as they are."""
+    """Set up the environment that a contestant's process starts with: ours sets up its libraries
+    before it imports torch, the others take them as they are."""
     before = dict(os.environ)
     if name == "ours":
         set_up_libraries()
@@ -437,7 +439,7 @@ class Runner:
         self.process = None
 
     def start(self) -> None:
-        """Returns when the contestant is warm: building it beside a measurement would disturb."""
+        """Return when the contestant is warm: building it beside a measurement would disturb."""
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         arguments = (self.name, self.contest, other)
@@ -463,7 +465,7 @@ class Runner:
         return self._answered(self.connection.recv)
 
     def _answered(self, exchange: Callable[[], object]) -> object:
-        """`exchange` with the process; RuntimeError where it is no longer there."""
+        """Do `exchange` with the process; raise RuntimeError where it is no longer there."""
         try:
             return exchange()
         except (EOFError, OSError):
@@ -480,7 +482,7 @@ class Runner:
 
 
 def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Contest]]:
-    """Who takes part at a size, and in which precision."""
+    """Return who takes part at a size, and in which precision."""
     base = {"size": arguments.size, "pairs": pairs, "device": arguments.device}
     on_gpu = arguments.device == "cuda"
     # A CPU computes float16 no faster than float32.
@@ -501,12 +503,12 @@ def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Conte
 
 
 def say(what: str) -> None:
-    """Progress, beside the figures."""
+    """Print progress, beside the figures."""
     print(what, file=sys.stderr, flush=True)
 
 
 def measure_steps(arguments: argparse.Namespace, pairs: int) -> dict:
-    """All contestants in turn, `rounds` times; medians, and what they come to."""
+    """Time all contestants in turn, `rounds` times; return medians, and what they come to."""
     runners = [Runner(name, contest) for name, contest in contests(arguments, pairs)]
     # At full size a CPU's memory does not hold all of them at once.
     together = arguments.device == "cuda" or arguments.size == "tiny"
@@ -589,7 +591,7 @@ def print_steps(result: dict) -> None:
 
 
 def run_epoch(arguments: argparse.Namespace) -> dict:
-    """One whole epoch of 392,702 pairs on a GPU, 256 a step."""
+    """Run one whole epoch of 392,702 pairs on a GPU, 256 a step."""
     contest = Contest(arguments.size, 256, "cuda", "bfloat16")
     ours = Ours(contest)
     steps = -(-XNLI_PAIRS // contest.pairs)

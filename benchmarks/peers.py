@@ -58,7 +58,7 @@ def synthetic_lengths(count: int, seed: int) -> np.ndarray:
 
 
 def synthetic_ids(lengths: np.ndarray, vocab_size: int, seed: int) -> np.ndarray:
-    """Ids [sum of lengths], int64, of all pairs one after the other.
+    """Return ids [sum of lengths], int64, of all pairs one after the other.
 
     Zipf over the whole vocabulary, the most frequent id being 0 (a BPE's ids run by frequency
     too). At 50,048 ids a step of 64 pairs touches 1,197 distinct ones (mean of 200 steps).
@@ -83,7 +83,8 @@ class _PaddedBlock(nn.Module):
         self.down = nn.Linear(4 * model_dim, model_dim)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """x [B, T, D], hidden [B, 1, T, T] true where a query must not look -> [B, T, D]."""
+        """Return [B, T, D] for x [B, T, D]; hidden [B, 1, T, T] is true where a query sees no
+        key."""
         x = x + self._attention(self.norm_1(x), hidden)
         return x + self.down(F.gelu(self.up(self.norm_2(x))))
 
@@ -109,7 +110,7 @@ class _PaddedClassifier(nn.Module):
         self.head = nn.Linear(model_dim, NUM_CLASSES)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """input_ids [B, T], lengths [B] -> logits [B, classes]."""
+        """Return logits [B, classes] for input_ids [B, T], lengths [B]."""
         B, T = input_ids.shape
         positions = torch.arange(T, device=input_ids.device)
         future = positions[None, :] > positions[:, None]  # [T, T]
@@ -131,7 +132,7 @@ class PublicPractice:
     """
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str, rows: int = 4):
-        """`rows`: pairs in a micro-batch."""
+        """Take `rows` pairs in a micro-batch."""
         self.dtype, self.device, self.rows = dtype, torch.device(device), rows
         self.model = _PaddedClassifier(size).to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -140,7 +141,7 @@ class PublicPractice:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
 
     def step(self, lengths: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> None:
-        """One optimizer step on N pairs: lengths [N], ids [sum of lengths], labels [N]."""
+        """Do one optimizer step on N pairs: lengths [N], ids [sum of lengths], labels [N]."""
         pieces = np.split(ids, np.cumsum(lengths)[:-1])
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(lengths), self.rows):
@@ -163,7 +164,7 @@ class PublicPractice:
 
 
 def _padded(rows: Sequence[Tensor], width: int, padding: int) -> Tensor:
-    """Rows of any length -> [rows, width], filled with `padding` on the right."""
+    """Return rows of any length as [rows, width], filled with `padding` on the right."""
     filled = torch.full((len(rows), width), padding, dtype=torch.long)
     for i, row in enumerate(rows):
         filled[i, : len(row)] = row
@@ -187,7 +188,8 @@ class HuggingFacePeer:
     """
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str, pairs: int = 64, seed: int = 0):
-        """`pairs`: in a step. Raises ImportError where transformers or accelerate is missing."""
+        """Take `pairs` in a step. Raises ImportError where transformers or accelerate is
+        missing."""
         missing = [n for n in ("transformers", "accelerate") if importlib.util.find_spec(n) is None]
         if missing:
             raise ImportError(
@@ -250,7 +252,7 @@ def _trainer(
     collator: _Collator,
     stamps: list[float],
 ) -> Trainer:
-    """A Trainer that appends the time at the end of every step to `stamps`."""
+    """Return a Trainer that appends the time at the end of every step to `stamps`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -342,7 +344,8 @@ def _synthetic_pairs(count: int, vocab_size: int, seed: int) -> list[dict]:
 
 
 def _spread_batches(batches: np.ndarray, lengths: np.ndarray, count: int) -> list[int]:
-    """The longest of `batches` [n, pairs], then `count` of them evenly spread by their longest.
+    """Return the longest of `batches` [n, pairs], then `count` of them evenly spread by their
+    longest.
 
     `lengths` are those of all pairs. The longest comes first to be the untimed one: whatever
     memory the run needs is allocated there, as with Trainer's own order.
@@ -383,7 +386,8 @@ def _matmul_speeds(dtype: torch.dtype, device: torch.device) -> dict[str, float]
 
 
 def _matmul_speed(n: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
-    """TFLOP/s of an [n, n] product of random numbers: the median of runs of `seconds` in all."""
+    """Return TFLOP/s of an [n, n] product of random numbers: the median of runs of `seconds` in
+    all."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 

@@ -39,7 +39,8 @@ PREMISE_WORDS, HYPOTHESIS_WORDS = 29, 15
 
 
 def measure_load(config: GPTConfig, rounds: int) -> dict:
-    """A small-format file whose optimizer states are two thirds of it, from a cold page cache."""
+    """Load a small-format file whose optimizer states are two thirds of it, from a cold page
+    cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state_step000100.pt"
         _write_checkpoint(path, config)
@@ -104,7 +105,8 @@ def measure_tokenising(num_pairs: int, rounds: int) -> dict:
 
 
 def _write_pairs(folder: Path, num_pairs: int) -> Path:
-    """jsonl files of pairs of the demo's words, each premise three times; returns the tokenizer."""
+    """Write jsonl files of pairs of the demo's words, each premise three times; returns the
+    tokenizer."""
     folder.mkdir()
     rows = [row for split in demo_grammar.nli_splits().values() for row in split]
     texts = [row[column] for row in rows for column in ("premise", "hypothesis")]
@@ -129,7 +131,7 @@ def _write_pairs(folder: Path, num_pairs: int) -> Path:
 
 
 def _fresh(*arguments: object) -> dict:
-    """This module in a process of its own; the JSON that it prints."""
+    """Run this module in a process of its own; return the JSON that it prints."""
     words = [sys.executable, "-m", "benchmarks.start_up", *map(str, arguments)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, cwd=ROOT)
     return json.loads(done.stdout)
@@ -151,7 +153,7 @@ def cold_read(path: Path) -> dict:
 
 
 def cold_load(path: Path) -> dict:
-    """`load_pretrained_checkpoint`, with the most anonymous memory that it held on the way."""
+    """Time `load_pretrained_checkpoint`, with the most anonymous memory that it held on the way."""
     samples, done, before = [], threading.Event(), _anonymous_memory()
 
     def watch() -> None:
@@ -176,7 +178,7 @@ def cold_load(path: Path) -> dict:
 
 
 def encode(folder: Path, tokenizer: Path, cache: Path) -> dict:
-    """`load_encoded` on a folder of pairs."""
+    """Time `load_encoded` on a folder of pairs."""
     started = time.perf_counter()
     encoding = load_pair_encoding(str(tokenizer))
     data = load_encoded(DataRequest(str(folder)), encoding, cache)

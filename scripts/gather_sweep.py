@@ -38,7 +38,7 @@ class Run:
 
 
 def read_runs(list_path: Path) -> list[Run]:
-    """All runs of the list, in its order."""
+    """Return all runs of the list, in its order."""
     lines = list_path.read_text(encoding="utf-8").splitlines()
     return [read_run(list_path.parent, line.split()[0]) for line in lines if line.strip()]
 
@@ -67,7 +67,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def gather(runs: list[Run]) -> dict:
-    """The summary that sweep.json holds; raises RunError for runs picked by other metrics."""
+    """Return what sweep.json holds; raise RunError for runs picked by different metrics."""
     finished = [run for run in runs if run.results is not None]
     metrics = sorted({run.results["best_metric"] for run in finished})
     if len(metrics) > 1:

@@ -39,3 +39,40 @@ def test_a_room_imports_no_upper_floor_and_no_later_room(path):
         rooms = {room_of(m) for m in imported if m.startswith("xnli_gpt.")}
         later = {room for room in rooms if ROOMS.index(room) > ROOMS.index(own)}
         assert not later
+
+
+CODE = [
+    *FILES,
+    *ROOT.glob("*.py"),
+    *(ROOT / "benchmarks").glob("*.py"),
+    *(ROOT / "scripts").glob("*.py"),
+]
+# Words that a noun phrase, a question or a fragment begins with.
+NO_VERBS = set(
+    "A All An And Any As At Beside Both But By Each Every For From How If In It Its No None Not Of"
+    " On One Only Or Same Some That The There These They This Those To Two What When Where Whether"
+    " Which Who Why With Without".split()
+)
+
+
+def begins_with_a_verb(docstring: str) -> bool:
+    """Tell a verb in the imperative from other forms of it and from small words."""
+    first = docstring.split()[0].strip(",.:;")
+    other_form = first.endswith("ing") or first.endswith("s") and not first.endswith("ss")
+    return first.isalpha() and first[0].isupper() and first not in NO_VERBS and not other_form
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_of_functions_begin_with_a_verb(path):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    docstrings = {node.name: ast.get_docstring(node) for node in functions}
+    assert not {n: d for n, d in docstrings.items() if d and not begins_with_a_verb(d)}
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    ["The mean of x.", "Returns x.", "`x` of y.", "x [B, T].", "Whether x is y.", "[N] numbers."],
+)
+def test_other_docstrings_are_told(docstring):
+    assert not begins_with_a_verb(docstring)

@@ -111,8 +111,8 @@ def printed_by_main_process() -> Iterator[None]:
 
 
 def _lacks_recipe(arguments: argparse.Namespace) -> bool:
-    """Whether this is another node's first process, and the recipe may be missing on its node
-    alone."""
+    """Return whether this is another node's first process, and the recipe may be missing on its
+    node alone."""
     recipe = getattr(arguments, "config", None)
     first_of_node = os.environ.get("LOCAL_RANK") == "0"
     return first_of_node and recipe is not None and not os.access(recipe, os.R_OK)
@@ -147,7 +147,7 @@ def _outcome_of(work: Callable[[], None]) -> tuple[int, Sequence[str]]:
 
 
 def _out_of_memory_errors() -> tuple[type[Exception], ...]:
-    """What a library that the work has imported raises for it."""
+    """Return what a library that the work has imported raises where memory does not suffice."""
     torch = sys.modules.get("torch")
     return () if torch is None else (torch.OutOfMemoryError,)
 

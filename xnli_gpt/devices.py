@@ -182,7 +182,7 @@ def keep_compiled_code_apart() -> None:
 
 @lru_cache(maxsize=1)
 def _kind_of_cpu() -> str:
-    """A name that CPUs with other instructions, or other limits of them, do not share."""
+    """Return a name that CPUs with other instructions, or other limits of them, do not share."""
     flags = platform.processor()
     with suppress(OSError):
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -222,8 +222,8 @@ def _fastest_on_cpu() -> Precision:
 
 
 def _has_cpu_kernels(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels of its own for `dtype` on this CPU, within the limits that it is
-    given (ONEDNN_MAX_CPU_ISA). Without, torch computes products value by value."""
+    """Return whether oneDNN has kernels of its own for `dtype` on this CPU, within the limits that
+    it is given (ONEDNN_MAX_CPU_ISA). Without, torch computes products value by value."""
     asked = "bf16" if dtype is torch.bfloat16 else "fp16"
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{asked}_supported", None)
     return torch.backends.mkldnn.is_available() and supported is not None and supported()

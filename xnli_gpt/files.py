@@ -68,8 +68,8 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: TextIO, folder: Path) -> None:
-    """The kernel gives the lock back when its process ends, however it ends; on a file system
-    without locks a run goes on without."""
+    """Lock a folder. The kernel gives the lock back when its process ends, however it ends; on a
+    file system without locks a run goes on without."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -134,6 +134,8 @@ def save_checkpoint(path: Path, content: Mapping[str, object]) -> None:
 
 
 def torch_writer(content: Mapping[str, object]) -> Callable[[Path], None]:
+    """Return what writes `content` as a torch file, for `save_atomically`."""
+
     def write(path: Path) -> None:
         # Through Python's file, whose errors tell a full disk; torch's own words hide it.
         try:

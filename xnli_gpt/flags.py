@@ -60,7 +60,8 @@ def flags_of(groups: FlagGroups) -> Iterator[Flag]:
 def _parse_words(
     parser: argparse.ArgumentParser, words: list[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """argparse stops at the first flag without its value: leave that one out and go on."""
+    """Parse all words: argparse stops at the first flag without its value, which is left out
+    then."""
     words, told = _without_values_of_unknown(parser, words)
     problems = []
     while True:
@@ -78,8 +79,8 @@ def _parse_words(
 def _without_values_of_unknown(
     parser: argparse.ArgumentParser, words: list[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The words without the values of unknown flags, which are no problems of their own; and for
-    each unknown flag what is to be said."""
+    """Return the words without the values of unknown flags, which are no problems of their own; and
+    for each unknown flag what is to be said."""
     options = {option: action for action in parser._actions for option in action.option_strings}
     kept, told, to_drop = [], {}, 0.0
     for number, word in enumerate(words):
@@ -104,7 +105,8 @@ def _without_values_of_unknown(
 
 
 def _looks_like_flag(word: str) -> bool:
-    """As argparse has it: no negative number, and no text with a space that opens with a dash."""
+    """Tell a flag as argparse does: no negative number, and no text with a space that opens with a
+    dash."""
     name = word.partition("=")[0]
     if len(word) < 2 or not word.startswith("-") or " " in name:
         return False
@@ -121,7 +123,7 @@ def _unknown(name: str, right: str | None) -> str:
 
 
 def _most_values(action: argparse.Action | None) -> float:
-    """How many words behind a flag can be its values; of an unknown one any number."""
+    """Return how many words behind a flag can be its values; of an unknown one any number."""
     if action is None or action.nargs == "+":
         return math.inf
     return 1 if action.nargs is None else action.nargs
@@ -185,7 +187,7 @@ def _argparse_options(flag: Flag) -> dict[str, object]:
 
 
 def _lenient(kind: type) -> Callable[[object], object]:
-    """What is no such number stays as it is, to be reported with all other problems."""
+    """Convert to a number; what is none stays as it is, to be reported with all other problems."""
     of_text = os.path.expanduser if kind is Path else kind
 
     def convert(value: object) -> object:
@@ -202,7 +204,7 @@ def _lenient(kind: type) -> Callable[[object], object]:
 
 
 def _read_recipe(path: Path, groups: FlagGroups) -> tuple[dict, list[str]]:
-    """The values of a YAML file as the flags take them, and what is wrong with the file."""
+    """Return the values of a YAML file as the flags take them, and what is wrong with the file."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     # A date that is none, a number of thousands of digits, lists in lists in lists: each raises
@@ -237,7 +239,8 @@ def _unknown_key(key: object, flags: Mapping[str, Flag]) -> str:
 
 
 def _recipe_value(flag: Flag, value: object) -> object:
-    """What does not fit the flag stays as it is, to be reported with all other problems."""
+    """Convert to the flag's kind; what does not fit stays as it is, to be reported with all other
+    problems."""
     if flag.kind is bool:
         return value
     if flag.count is not None:
@@ -274,7 +277,7 @@ def _problems_of(flag: Flag, value: object) -> list[str]:
 
 
 def _expected_instead(flag: Flag, value: object) -> str | None:
-    """What should stand where `value` does, or None where it is of the flag's kind."""
+    """Return what should stand where `value` does, or None where it is of the flag's kind."""
     if flag.choices is not None:
         return None if value in flag.choices else _choices_instead(flag.choices, value)
     if flag.kind is bool:
@@ -297,5 +300,6 @@ def _choices_instead(choices: Sequence[str], value: object) -> str:
 
 
 def _is_name(value: object) -> bool:
-    """No file system and no Hub takes a name with a NUL, which YAML can write."""
+    """Return whether it is a text that can name something: no file system and no Hub takes a NUL,
+    which YAML can write."""
     return isinstance(value, str) and value != "" and "\0" not in value

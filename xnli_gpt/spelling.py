@@ -34,7 +34,7 @@ def nearest(given: str, names: Iterable[str]) -> str | None:
 
 
 def _is_short_for(key: str, name: str) -> bool:
-    """Whether letters were left out: lr of learning_rate, bf16 of bfloat16."""
+    """Return whether letters were left out: lr of learning_rate, bf16 of bfloat16."""
     if key == "".join(part[0] for part in name.split("_") if part):
         return len(key) > 1
     letters = iter(name)

@@ -25,8 +25,8 @@ class FirstTokens(torch.nn.Module):
 
     def forward(self, row):
         assert not torch.is_grad_enabled() and not self.training
-        lengths = torch.tensor(row.lengths[: len(row.last)])
-        firsts = row.input_ids[row.last - (lengths - 1)]
+        lengths = torch.tensor(row.seq_lens[: len(row.last_token_idx)])
+        firsts = row.input_ids[row.last_token_idx - (lengths - 1)]
         return torch.stack([firsts, lengths], dim=1).to(torch.bfloat16)
 
 
@@ -68,12 +68,12 @@ class SharingTokens(FirstTokens):
 
     def forward(self, row):
         places = torch.arange(len(row.input_ids)) if row.places is None else row.places
-        lengths = torch.tensor(row.lengths)
+        lengths = torch.tensor(row.seq_lens)
         firsts = row.input_ids[places[lengths.cumsum(0) - lengths]]
         self.given.append(len(row.input_ids))
         self.attended.append(int(lengths.sum()))
         # The filler of a row that shares nothing is no example.
-        return torch.stack([firsts, lengths], dim=1)[: len(row.last)].float()
+        return torch.stack([firsts, lengths], dim=1)[: len(row.last_token_idx)].float()
 
 
 def split_of_premises(premises: list[int], each: int) -> EncodedSplit:

@@ -219,9 +219,12 @@ def test_varlen_reaches_every_key_and_asks_for_no_filler(lengths):
     """The kernel's backward pass leaves what lies beyond the last bound as memory was."""
     row = packed(random_examples(lengths), multiple=128)
     attention = VarlenRowAttention(config_of("small", 8), row)
-    assert int(attention.ends[-1]) == len(row.input_ids) and int(attention.questions[-1]) == 2
-    assert attention.ends.shape == attention.questions.shape
-    questions = attention.questions.diff()
+    assert (
+        int(attention.cu_seqlens_k[-1]) == len(row.input_ids)
+        and int(attention.cu_seqlens_q[-1]) == 2
+    )
+    assert attention.cu_seqlens_k.shape == attention.cu_seqlens_q.shape
+    questions = attention.cu_seqlens_q.diff()
     assert questions.tolist() == [1, 1, 0]
 
 
@@ -272,7 +275,7 @@ def test_flex_looks_at_the_blocks_of_create_block_mask(lengths, multiple):
     row = packed(random_examples(lengths), multiple)
     found = FlexRowAttention(config, row).masks[config.windows[0]]
     N = len(row.input_ids)
-    rule = attention_rule(row.docs, config.windows[0], row.positions)
+    rule = attention_rule(row.docs, config.windows[0], row.position_ids)
     expected = create_block_mask(rule, None, None, N, N, device="cpu")
     assert torch.equal(found.to_dense(), expected.to_dense())
     places = torch.arange(N)
@@ -288,9 +291,9 @@ def test_no_pair_that_may_look_stands_outside_of_the_blocks_of_flex(lengths, mul
     attention = FlexRowAttention(config, row)
     N, places = len(row.input_ids), torch.arange(len(row.input_ids))
     allowed = dense_mask(
-        attention_rule(row.docs, window, row.positions), N, torch.device("cpu")
+        attention_rule(row.docs, window, row.position_ids), N, torch.device("cpu")
     )  # [N, N]
-    of_last = allowed[row.last]  # [B, N]
+    of_last = allowed[row.last_token_idx]  # [B, N]
     for mask, pairs in (
         (attention.masks[window], allowed),
         (attention.pooled_masks[window], of_last),
@@ -397,7 +400,7 @@ def test_flex_knows_shared_beginnings(fmt, layers, windows, docs):
     torch.testing.assert_close(model(row), expected, atol=1e-5, rtol=0)
     attention = FlexRowAttention(model.pretrained_model.config, row)
     places = torch.arange(len(row.input_ids))
-    for masks, queries in ((attention.masks, places), (attention.pooled_masks, row.last)):
+    for masks, queries in ((attention.masks, places), (attention.pooled_masks, row.last_token_idx)):
         for mask in masks.values():
             asking = torch.arange(len(queries))
             pairs = mask.mask_mod(None, None, asking[:, None], places[None])
@@ -421,10 +424,10 @@ def test_a_row_tells_every_token_its_example_and_place(lengths, multiple):
     assert torch.equal(row.input_ids[:N], torch.cat(examples))
     filler = len(row.input_ids) - N
     sizes = lengths + [filler] if filler else lengths
-    assert row.lengths == tuple(sizes)
-    assert row.positions[:N].tolist() == [place for n in lengths for place in range(n)]
+    assert row.seq_lens == tuple(sizes)
+    assert row.position_ids[:N].tolist() == [place for n in lengths for place in range(n)]
     assert row.docs.tolist() == [doc for doc, n in enumerate(sizes) for _ in range(n)]
-    assert row.last.tolist() == (np.cumsum(lengths) - 1).tolist()
+    assert row.last_token_idx.tolist() == (np.cumsum(lengths) - 1).tolist()
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=64), st.integers(1, 2000))
@@ -457,9 +460,9 @@ def test_at_most_three_percent_of_the_arithmetic_is_on_padding(dim):
             torch.zeros(tokens, dtype=torch.int64), lengths.tolist(), row_multiple(tokens)
         )
         groups = GroupedAttention(config, row).groups
-        assert sum(len(group.examples) for group in groups) == len(row.lengths)
+        assert sum(len(group.examples) for group in groups) == len(row.seq_lens)
         squares = sum(len(group.examples) * group.width**2 for group in groups)
-        done += 24 * dim**2 * sum(row.lengths) + 4 * dim * squares
+        done += 24 * dim**2 * sum(row.seq_lens) + 4 * dim * squares
         useful += 24 * dim**2 * tokens + 4 * dim * int((lengths**2).sum())
     assert 0 < 1 - useful / done <= 0.03
 

@@ -59,10 +59,10 @@ def shapes_of(examples: Examples) -> StepShapes:
 def with_own_lengths(shaped: ShapedStep, plain: StepBatches) -> ShapedStep:
     """What a CPU computes by the lengths, which kernels of a GPU read from the device."""
     (batch,), row = shaped.micro_batches, plain.micro_batches[0].inputs
-    own = row.lengths[: len(row.last)]
+    own = row.seq_lens[: len(row.last_token_idx)]
     filler = len(batch.inputs.input_ids) - sum(own)
     lengths = (*own, filler) if filler else own
-    inputs = dataclasses.replace(batch.inputs, lengths=lengths, doc_lengths=lengths)
+    inputs = dataclasses.replace(batch.inputs, seq_lens=lengths, doc_lens=lengths)
     return dataclasses.replace(shaped, micro_batches=[dataclasses.replace(batch, inputs=inputs)])
 
 
@@ -95,7 +95,7 @@ def test_steps_come_in_few_shapes_and_little_padding(examples, model):
     assert len({step.shape for step in shaped}) <= len(set(rows)) + 1
     real = int(examples.lengths.sum())
     assert 0 <= sum(rows) / real - 1 < 0.06
-    longest = {max(step.micro_batches[0].inputs.lengths) for step in shaped}
+    longest = {max(step.micro_batches[0].inputs.seq_lens) for step in shaped}
     assert longest == {int(examples.lengths.max())}
 
 

@@ -134,7 +134,7 @@ def test_a_premise_is_computed_once(model):
     split = split_of([3] * 8)
     premises = premises_of(split, np.arange(len(split)))
     row, labels = rows_sharing_premises(split, np.concatenate(premises.groups()))
-    real = sum(row.doc_lengths[:8])
+    real = sum(row.doc_lens[:8])
     saved = premises.saved_share(split.lengths)
     assert real == pytest.approx(split.lengths.sum() * (1 - saved)) and saved > 0.3
     assert torch.equal(labels, torch.from_numpy(split.labels[np.concatenate(premises.groups())]))

@@ -664,7 +664,7 @@ def test_configured_embeddings_have_sparse_gradients_and_their_own_rate(model, e
     optimizer.step()
     moved = (embedding - before).abs().amax(1)
     # Adam's first move is as long as the rate, wherever there is a gradient.
-    used = row.input_ids[: sum(row.lengths[:3])].unique()
+    used = row.input_ids[: sum(row.seq_lens[:3])].unique()
     assert moved[used].tolist() == pytest.approx([2e-4] * len(used), rel=0.05)
     assert int((moved > 0).sum()) == len(used), "the filler must move nothing"
 
@@ -723,7 +723,7 @@ def test_weights_do_not_depend_on_max_tokens_per_batch(model, loss, learning_rat
 
 
 def real_tokens(row: PackedRow) -> int:
-    return sum(row.lengths[: len(row.last)])
+    return sum(row.seq_lens[: len(row.last_token_idx)])
 
 
 def fail_beyond(model, tokens: int) -> None:

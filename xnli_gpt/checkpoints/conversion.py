@@ -44,6 +44,7 @@ def parts_by_target(
 
 
 def part_of(tensor: Tensor, part: _Place) -> Tensor:
+    """Return a part of a tensor along its first dimension, or all of it."""
     return tensor if part is None else tensor[part]
 
 
@@ -61,8 +62,8 @@ def empty_targets(
 
 
 def _joined_shape(target: str, parts: Sequence[tuple[Tensor, _Place]]) -> tuple[int, ...]:
-    """The shape of one of our tensors. Raises ValueError for a table whose parts overlap, leave a
-    gap or don't fit: what is not filled would keep whatever was in memory."""
+    """Return the shape of one of our tensors. Raises ValueError for a table whose parts overlap,
+    leave a gap or don't fit: what is not filled would keep whatever was in memory."""
     first, its_place = parts[0]
     if len(parts) == 1 and its_place is None:
         return tuple(first.shape)

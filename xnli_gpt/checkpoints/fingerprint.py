@@ -63,7 +63,8 @@ def _check_lost_attention(path: Path, config: GPTConfig, moved: set[Place]) -> N
 
 
 def _fingerprint_contradiction(config: GPTConfig, moved: set[Place]) -> str | None:
-    """What speaks against `config` in the set of scalars that training moved, if anything."""
+    """Return what speaks against `config` in the set of scalars that training moved, if
+    anything."""
     never = moved - _read_scalars(config)
     unread = [place for place in _places(config) if place in never]
     if unread:

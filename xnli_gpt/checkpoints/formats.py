@@ -161,7 +161,7 @@ def _expected_shapes(
 
 
 def _layer_without_attention(num_layers: int, state: Iterable[str]) -> int | None:
-    """The one block that the scripts leave without attention; any further one is a loss."""
+    """Return the one block that the scripts leave without attention; any further one is a loss."""
     blocks = ((name, _BLOCK.match(name)) for name in state)
     with_attention = {int(m[1]) for name, m in blocks if m and name.startswith("attn", m.end())}
     without = [i for i in range(num_layers) if i not in with_attention]

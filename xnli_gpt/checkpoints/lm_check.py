@@ -31,7 +31,6 @@ class LanguageModel(Protocol):
     """What the checks need of a trunk."""
 
     config: GPTConfig
-    scalars: Tensor
 
     def lm_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss in nats of `targets` [B, T] after `input_ids` [B, T]."""

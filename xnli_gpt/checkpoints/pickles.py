@@ -131,7 +131,8 @@ class InertUnpickler(pickle._Unpickler):
     def _tensor(
         self, storage: object, offset: object, size: object, stride: object, *more: object
     ) -> Tensor | Inert:
-        """`more` is `requires_grad`, hooks and, where it is not just its storage's values, why."""
+        """Make a tensor's description. `more` is `requires_grad`, hooks and, where it is not just
+        its storage's values, why."""
         dtype = storage.dtype if isinstance(storage, StorageRecord) else None
         requires_grad, hooks, *metadata = more
         return self._tensor_of_dtype(
@@ -141,7 +142,7 @@ class InertUnpickler(pickle._Unpickler):
     def _tensor_of_dtype(
         self, storage: object, offset: object, size: object, stride: object, *more: object
     ) -> Tensor | Inert:
-        """As `_tensor`, with the dtype in `more` before the last."""
+        """Make one as `_tensor` does, with the dtype in `more` before the last."""
         requires_grad, _hooks, dtype, *metadata = more
         if not isinstance(storage, StorageRecord) or not isinstance(dtype, torch.dtype):
             return Inert("torch.Tensor", f"is of {_name_of(storage)}, which is not read")
@@ -191,7 +192,7 @@ class InertUnpickler(pickle._Unpickler):
         self.append(function(*args) if known else Inert(_name_of(function)))
 
     def _leave_state(self) -> None:
-        """The attributes of an object stay with it, the `_metadata` of a state dict is left."""
+        """Leave the attributes of an object with it, and the `_metadata` of a state dict out."""
         state, target = self.stack.pop(), self.stack[-1]
         self._target(dict)
         if isinstance(target, Inert) and isinstance(state, dict):
@@ -219,7 +220,8 @@ class InertUnpickler(pickle._Unpickler):
         self._target(dict).update((_plain_key(key), value) for key, value in pairs)
 
     def _target(self, kind: type) -> object:
-        """What an operation fills; something to throw away where an `Inert` is to be filled."""
+        """Return what an operation fills; something to throw away where an `Inert` is to be
+        filled."""
         target = self.stack[-1]
         if isinstance(target, Inert):
             return kind()
@@ -265,12 +267,13 @@ class InertUnpickler(pickle._Unpickler):
 
 
 def _dict_of(*args: object) -> dict:
-    """An OrderedDict as pickles make it: empty, or of a list of pairs."""
+    """Make an OrderedDict as pickles do: empty, or of a list of pairs."""
     return {_plain_key(key): value for key, value in args[0]} if args else {}
 
 
 def _plain_key(key: object) -> object:
-    """A key of a dict: a tuple of the same tuple twice, and so on, would be hashed for ever."""
+    """Return a key of a dict, if it is plain: a tuple of the same tuple twice, and so on, would be
+    hashed for ever."""
     plain = isinstance(key, str | int | float | bytes | None)
     return key if plain else Inert("a key that is no text")
 

@@ -59,7 +59,7 @@ def head_count(
 
 
 def _gpt_call(code: str) -> dict[str, int]:
-    """The sizes in the call `GPT(…)` of a training script, read and never run.
+    """Return the sizes in the call `GPT(…)` of a training script, read and never run.
 
     Only what is a literal, or a name or attribute that the script sets to one literal, is told;
     calls that contradict each other tell nothing.

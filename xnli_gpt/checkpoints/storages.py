@@ -140,6 +140,7 @@ def _all_finite(values: Tensor) -> bool:
 
 
 def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError that names the tensors with a NaN or infinity."""
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise CheckpointError(

@@ -97,7 +97,7 @@ def _checked_texts(source: Source, request: DataRequest) -> _CheckedTexts:
 
 
 def _cache_key(content_hash: str, request: DataRequest, encoding: PairEncoding) -> str:
-    """Everything that shapes the token ids or the labels."""
+    """Hash everything that shapes the token ids or the labels."""
     shaping = {
         "version": CACHE_VERSION,
         "content": content_hash,
@@ -157,7 +157,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def _read_cache(folder: Path) -> EncodedDataset | None:
-    """The cache in `folder`, or None where it is absent, half-written or damaged."""
+    """Return the cache in `folder`, or None where it is absent, half-written or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["checksum"] != _crc_of_meta(meta):

@@ -261,7 +261,7 @@ def _counts(low: int, high: int) -> frozenset[int]:
 
 
 def _worlds_of_amount(amount: Amount) -> tuple[frozenset[int], ...]:
-    """One set for each reading: "तीन आम" may be more than three, "तीन से कम आम" may be none."""
+    """Return a set for each reading: "तीन आम" may be more than three, "तीन से कम आम" may be none."""
     n, most = amount.number, MOST_COUNTED
     bounds = {
         "some": [(1, most)],
@@ -304,7 +304,8 @@ def _all_worlds(fact: Fact) -> frozenset[int]:
 def _carried_over(
     known: frozenset[int], inside: bool, around: bool, worlds: frozenset[int]
 ) -> frozenset[int]:
-    """Those `worlds` of a second situation that the `known` worlds of a first leave possible.
+    """Return those `worlds` of a second situation that the `known` worlds of a first leave
+    possible.
 
     The first is part of the second (`inside`), has it as a part (`around`), or is the same (both).
     """
@@ -329,7 +330,8 @@ def _verdict(possible: frozenset[int], claimed: frozenset[int]) -> str:
 
 
 def _only_suggested(fact: Fact, hypothesis: Fact, verdict: str) -> bool:
-    """Whether listeners hear something else than the logic says, so that people would disagree."""
+    """Return whether listeners hear something else than the logic says, so that people would
+    disagree."""
     if fact.topic != hypothesis.topic:
         return False
     if isinstance(fact, Event):
@@ -412,7 +414,7 @@ def render_event(rng: random.Random, event: Event) -> str:
 
 
 def _subject(rng: random.Random, state: State) -> tuple[str, bool]:
-    """The subject phrase, and whether it is plural."""
+    """Return the subject phrase, and whether it is plural."""
     noun = NOUNS[state.noun]
     if state.owner:
         return f"{state.owner} {inflect('का', noun.gender, False)} {state.noun}", False
@@ -441,7 +443,7 @@ def render(rng: random.Random, fact: Fact) -> str:
 
 
 def _opposite(fact: Fact) -> Fact | None:
-    """The plain sentence that `fact` denies, or None where it is no plain denial."""
+    """Return the plain sentence that `fact` denies, or None where it is no plain denial."""
     if isinstance(fact, Event):
         return replace(fact, amount=Amount("some")) if fact.amount.form == "none" else None
     return replace(fact, negated=False) if fact.negated and fact.quantifier == "one" else None
@@ -507,7 +509,7 @@ def random_fact(rng: random.Random) -> Fact:
 
 
 def _related(rng: random.Random, word: str) -> str:
-    """A hypernym, a hyponym or a sibling of `word`."""
+    """Return a hypernym, a hyponym or a sibling of `word`."""
     kind = NOUNS[word].kind if word in NOUNS else None
     around = [kind] if kind in NOUNS else []
     hyponyms = MEMBERS.get(word, ())
@@ -567,7 +569,7 @@ def _premise_about(rng: random.Random, fact: Fact) -> Premise:
 
 
 def _is_natural(premise: Premise) -> bool:
-    """Whether each of the facts leaves the others open: none is said twice, none clashes."""
+    """Return whether each of the facts leaves the others open: none is said twice, none clashes."""
     return all(
         label_of((one,), other) == "neutral" for one, other in permutations(premise.facts, 2)
     )
@@ -580,7 +582,7 @@ def split_of(fact: Fact) -> str:
 
 
 def _surface_distance(one: str, other: str, hypothesis: str) -> float:
-    """How far two premises differ in what shows without understanding them."""
+    """Return how far two premises differ in what shows without understanding them."""
     first, second, asked = (set(text.split()) for text in (one, other, hypothesis))
     little = len((first ^ second) & LITTLE_WORDS)
     shared = abs(len(first & asked) - len(second & asked))
@@ -588,7 +590,7 @@ def _surface_distance(one: str, other: str, hypothesis: str) -> float:
 
 
 def _matched_premises(rng: random.Random, hypothesis: Fact, sentence: str) -> dict[str, str] | None:
-    """For each label a premise, alike on the surface; None where a label was not found."""
+    """Return for each label a premise, alike on the surface; None where a label was not found."""
     found: dict[str, list[str]] = {label: [] for label in LABELS}
     for _ in range(PROPOSALS):
         premise = _premise_about(rng, hypothesis)
@@ -661,7 +663,7 @@ def nli_splits(
 
 
 def _lesson(rng: random.Random) -> str:
-    """A sentence about words or numbers themselves."""
+    """Return a sentence about words or numbers themselves."""
     topic = rng.choice(("kind", "opposites", "numbers"))
     if topic == "kind":
         word = rng.choice([word for word, noun in NOUNS.items() if noun.kind in NOUNS])
@@ -682,14 +684,15 @@ def _is_held_out(facts: tuple[Fact, ...]) -> bool:
 
 
 def _is_plain(fact: Fact) -> bool:
-    """Whether an event has neither number nor time nor place; every state is plain."""
+    """Return whether an event has neither number nor time nor place; every state is plain."""
     if isinstance(fact, State):
         return True
     return not fact.when and not fact.where and fact.amount.form in ("some", "none")
 
 
 def _stated_fact(rng: random.Random) -> Fact:
-    """A fact that no other split asks about, mostly a plain one: what is simple is said often."""
+    """Return a fact that no other split asks about, mostly a plain one: simple things are said
+    often."""
     while True:
         fact = random_fact(rng)
         if not _is_held_out((fact,)) and (_is_plain(fact) or rng.random() < 0.3):
@@ -697,7 +700,7 @@ def _stated_fact(rng: random.Random) -> Fact:
 
 
 def _claim(rng: random.Random, fact: Fact, label: str) -> str | None:
-    """A sentence that stands to `fact` as `label` says; None where none was drawn."""
+    """Return a sentence that stands to `fact` as `label` says; None where none was drawn."""
     for _ in range(PROPOSALS):
         claim = vary(rng, fact)
         if label_of((fact,), claim) == label and not _is_held_out((claim,)):

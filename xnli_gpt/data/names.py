@@ -37,7 +37,8 @@ SURE_LIKENESS = 0.8
 
 
 def _names_by_spelling() -> dict[str, str]:
-    """All names, and how else somebody may call them: by the language's name, or turned round."""
+    """Return all names, and how else somebody may call them: by the language's name, or with its
+    words in the other order."""
     parts = {"all": "all", **{code: code for code in XNLI_LANGUAGES}}
     names = {"hindi_xnli": "hindi_xnli", **{f"xnli_{part}": f"xnli_{part}" for part in parts}}
     names |= {name: name for name in BUILTIN_NAMES}

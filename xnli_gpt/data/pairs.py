@@ -109,7 +109,7 @@ def _encode_texts(
 def _encode_chunk(
     tokenizer: Tokenizer, dtype: type, texts: list[str]
 ) -> tuple[np.ndarray, list[int], list[int]]:
-    """The token ids of texts one after the other, and the tokens and words of each."""
+    """Return the token ids of texts one after the other, and the tokens and words of each."""
     with tokenizers_errors("the tokenizer can't encode the texts", "is it the right one?"):
         encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     rows = [row.ids for row in encoded]
@@ -119,8 +119,8 @@ def _encode_chunk(
 
 @contextmanager
 def _threads_of_tokenizers_off() -> Iterator[None]:
-    """The library's own threads don't survive a fork: once they have run, a forked process gets
-    one core, or hangs if the environment asks for more."""
+    """Keep the library to one thread. Its own don't survive a fork: once they have run, a forked
+    process gets one core, or hangs if the environment asks for more."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"
@@ -133,7 +133,7 @@ def _threads_of_tokenizers_off() -> Iterator[None]:
 
 
 def _num_cores() -> int:
-    """The cores that this process may use: a SLURM job has some of the machine's."""
+    """Return how many cores this process may use: a SLURM job has some of the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -142,6 +142,7 @@ def _num_cores() -> int:
 def encode_split(
     split: str, rows: TextSplit, texts: _EncodedTexts, encoding: PairEncoding
 ) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the arrays of a split that the cache keeps (CACHED_ARRAYS), and its statistics."""
     columns = (rows.premises, rows.hypotheses)
     numbers = np.stack([texts.numbers(column) for column in columns], axis=1)  # [N, 2]
     tokens, offsets, spans = _join_pairs(texts, numbers, f"{split} row", encoding)
@@ -161,8 +162,8 @@ def encode_split(
 def _join_pairs(
     texts: _EncodedTexts, numbers: np.ndarray, name: str, encoding: PairEncoding
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows by the template from the numbers [N, 2] of their texts, premises cut to fit: tokens,
-    offsets and premise spans as in EncodedSplit. `name` is what messages call a row."""
+    """Return rows by the template from the numbers [N, 2] of their texts, premises cut to fit:
+    tokens, offsets and premise spans as in EncodedSplit. `name` is what messages call a row."""
     space = encoding.block_size - encoding.num_special_tokens
     lengths = texts.lengths[numbers]  # [N, 2]
     _require_tokens(lengths, space, name, encoding)

@@ -186,7 +186,8 @@ def _own_names(found: Iterable[str], name: str, validation_split: str | None) ->
 def _files_source(
     folder: Path, config: str | None, request: DataRequest, cache_dir: Path
 ) -> Source:
-    """A folder of files by split, or with folders of them: its own files, or by configuration."""
+    """Return a folder of files by split, or with folders of them: its own files, or by
+    configuration."""
     files = {
         split: paths
         for split, paths in split_files(folder, config, request.validation_split).items()
@@ -239,7 +240,7 @@ def _has_card(folder: Path) -> bool:
 def _repository_source(
     folder: Path, config: str | None, request: DataRequest, cache_dir: Path
 ) -> Source:
-    """A folder laid out as a repository of the Hub: a card, and data files by config."""
+    """Return a folder laid out as a repository of the Hub: a card, and data files by config."""
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -319,7 +320,7 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
 
 
 def _hub_reachable(timeout_s: float = 3.0) -> bool:
-    """Whether the Hub's host, or the proxy that leads to it, takes a connection."""
+    """Return whether the Hub's host, or the proxy that leads to it, takes a connection."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")

@@ -203,7 +203,8 @@ def tokenizers_errors(said: str, advice: str) -> Iterator[None]:
 
 
 def _check_merges(model: Mapping[str, object]) -> None:
-    """The library cuts the prefix off unseen, and ends the whole process where it is not there."""
+    """Raise DataError for merges without the prefix, which the library cuts off unseen: it ends the
+    whole process where it is not there."""
     prefix = model.get("continuing_subword_prefix") or ""
     for merge in (model.get("merges") or []) if prefix else []:
         second = merge.split(" ")[-1] if isinstance(merge, str) else merge[-1]

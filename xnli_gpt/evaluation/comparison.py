@@ -55,8 +55,8 @@ def _comparison(
     first: Sequence[ScoredSplit],
     second: Sequence[ScoredSplit],
 ) -> dict:
-    """The differences of the means over datasets, from replicates by dataset and system, and from
-    both systems' rows by dataset."""
+    """Return the differences of the means over datasets, from replicates by dataset and system, and
+    from both systems' rows by dataset."""
     constant = all(one.answers_one_class for one in (*first, *second))
     given = set.intersection(*(set(one.scores) for one in (*first, *second)))
     first, second = ([scores_of_models(one) for one in system] for system in (first, second))
@@ -86,7 +86,7 @@ def _two_sided_p(differences: np.ndarray) -> float | None:
 
 
 def _welch(first: np.ndarray, second: np.ndarray, metric: str) -> dict | None:
-    """Welch's t-test of two means of a metric; None where neither side varies."""
+    """Return Welch's t-test of two means of a metric; None where neither side varies."""
     import scipy.stats
 
     if first.std() == 0 and second.std() == 0:
@@ -102,7 +102,8 @@ def _welch(first: np.ndarray, second: np.ndarray, metric: str) -> dict | None:
 
 
 def _mcnemar_of(first: ScoredSplit, second: ScoredSplit) -> dict:
-    """McNemar's test compares two models, not recipes: of several models it is done for every pair.
+    """Return McNemar's test, which compares two models and not recipes: of several models it is
+    done for every pair.
 
     Neither the rows of all seeds together would do (one row would count as several observations)
     nor the mean probabilities (an ensemble of more seeds wins by being one). The common p is

@@ -92,7 +92,7 @@ def _are_parallel(datasets: Sequence[ScoredSplit]) -> bool:
 
 
 def _joint_groups(groupings: Sequence[np.ndarray]) -> np.ndarray:
-    """[N] numbers, the same for rows that any of the groupings [N] puts together."""
+    """Return [N] numbers, the same for rows that any of the groupings [N] puts together."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -165,7 +165,9 @@ def _kind_name(kind: object) -> str:
 
 
 def _without_probabilities(line: dict, classes: tuple[str, ...], where: str) -> dict:
-    """The line with its logits in the order of `classes`, once they and its prediction agree."""
+    """Return the line with logits in the order of `classes` in place of probabilities.
+
+    Raises PredictionsError where they, the probabilities and the prediction do not agree."""
     probabilities = [line["probabilities"][name] for name in classes]
     if not _are_numbers(probabilities) or abs(sum(probabilities) - 1) > 1e-3:
         raise PredictionsError(f"{where}: probabilities {probabilities} are no shares of 1")
@@ -186,8 +188,8 @@ def _without_probabilities(line: dict, classes: tuple[str, ...], where: str) -> 
 
 
 def _give(logits: Sequence[float], probabilities: Sequence[float]) -> bool:
-    """Whether the softmax of one row's logits is this. In plain Python: a line at a time, numpy
-    would take most of a file's reading."""
+    """Return whether the softmax of one row's logits is this. In plain Python: a line at a time,
+    numpy would take most of a file's reading."""
     weights = [math.exp(logit - max(logits)) for logit in logits]
     shares = (weight / sum(weights) for weight in weights)
     return all(abs(a - b) < 1e-3 for a, b in zip(shares, probabilities, strict=True))

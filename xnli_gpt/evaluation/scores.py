@@ -135,7 +135,7 @@ def _without_probabilities(metrics: dict) -> dict:
 
 
 def _mean_of(values: list) -> object:
-    """The mean of numbers, or of what stands at the same place in lists and dicts."""
+    """Return the mean of numbers, or of what stands at the same place in lists and dicts."""
     first = values[0]
     if len(values) == 1:
         return first
@@ -147,7 +147,7 @@ def _mean_of(values: list) -> object:
 
 
 def _calibration_of(scored: ScoredSplit) -> list[dict]:
-    """The bins of all models' rows together, with the count of one model."""
+    """Return the bins of all models' rows together, with the count of one model."""
     bins = calibration_bins(
         scored.probabilities.reshape(-1, len(scored.classes)),
         np.tile(scored.labels, len(scored.logits)),

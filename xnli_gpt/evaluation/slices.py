@@ -139,8 +139,8 @@ def _cut_by_length(lengths: np.ndarray, longest: Sequence[int], unit: str) -> di
 
 
 def _cut_by_overlap(overlaps: np.ndarray) -> dict[str, np.ndarray]:
-    """The last one is McCoy, Pavlick and Linzen's (2019) lexical overlap: a model that takes
-    overlap for entailment is right there on entailed hypotheses only."""
+    """Cut rows by word overlap. The last one is McCoy, Pavlick and Linzen's (2019) lexical overlap:
+    a model that takes overlap for entailment is right there on entailed hypotheses only."""
     cuts = {}
     for low, high in pairwise((0.0, *OVERLAPS)):
         cuts[f"{low:.0%} to under {high:.0%}"] = (low <= overlaps) & (overlaps < high)

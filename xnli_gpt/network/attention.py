@@ -56,12 +56,12 @@ class TrainingScriptAttention(nn.Module):
         """Return q, k, v [B, T, H, d] of x [B, T, D], value_embedding [B, T, kv] or None and
         sa_lambdas [2] or None, and the gate [B, T, H] of what attention gives, if there is one.
 
-        With `pooled` [P] only these places ask: q [B, P, H, d].
+        With `pooled` [P] there are queries at these places alone: q [B, P, H, d].
         """
         if self.config.norm_attention_input:
             x = self.norm(x)
-        asking = x if pooled is None else x[:, pooled]
-        q, k, v = self._projections(x, asking)
+        x_of_queries = x if pooled is None else x[:, pooled]
+        q, k, v = self._projections(x, x_of_queries)
         is_early = self.config.rotates_before_norm
         if self.config.norm_heads and not is_early:
             q, k = rms_norm(q), rms_norm(k)
@@ -73,7 +73,7 @@ class TrainingScriptAttention(nn.Module):
         v = self._mixed_values(x, v, value_embedding, sa_lambdas)
         gate = None
         if self.gate is not None:
-            gate = torch.sigmoid(self.gate(asking[..., : self.config.attention_gate]))
+            gate = torch.sigmoid(self.gate(x_of_queries[..., : self.config.attention_gate]))
         v = v.type_as(q)
         groups = q.size(2) // k.size(2)
         if groups > 1:
@@ -81,21 +81,22 @@ class TrainingScriptAttention(nn.Module):
         return (q, k, v), gate
 
     def output(self, y: Tensor, gate: Tensor | None) -> Tensor:
-        """Project the heads' answers [B, T, H, d] -> [B, T, D]."""
+        """Project the heads' outputs [B, T, H, d] -> [B, T, D]."""
         if gate is not None:
             y = y * gate[..., None]
         return self.c_proj(y.flatten(start_dim=2))
 
-    def _projections(self, x: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D] -> k, v [B, T, Hkv, d]; asking [B, P, D] -> q [B, P, H, d]."""
+    def _projections(self, x: Tensor, x_of_queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project x [B, T, D] to k, v [B, T, Hkv, d], and the queries' inputs [B, P, D] to q
+        [B, P, H, d]."""
         sizes = (self.config.num_heads * self.config.head_dim, *[self.config.kv_dim] * 2)
         weight, bias = self.qkv_w.flatten(end_dim=-2), self.qkv_b  # [(H + 2 Hkv)·d, D]
-        if asking is x:
+        if x_of_queries is x:
             q, k, v = linear(x, weight, bias).split(sizes, dim=-1)
         else:
             first = sizes[0]
             of_q, of_others = (None, None) if bias is None else (bias[:first], bias[first:])
-            q = linear(asking, weight[:first], of_q)
+            q = linear(x_of_queries, weight[:first], of_q)
             k, v = linear(x, weight[first:], of_others).split(sizes[1:], dim=-1)
         return tuple(heads.unflatten(2, (-1, self.config.head_dim)) for heads in (q, k, v))
 

@@ -31,9 +31,9 @@ class RMSNormInFewPasses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        """Return factor · (grad - x · factor² · mean(grad · x)), with the factor of x."""
         x, factor = ctx.saved_tensors
         wide, wide_grad = _wide(x), _wide(grad)
-        # factor · (grad - x · factor² · mean(grad · x))
         share = (wide_grad * wide).sum(-1, keepdim=True).mul_(factor.square()).div_(-x.size(-1))
         return torch.addcmul(wide_grad, wide, share).mul_(factor).type_as(x), None
 
@@ -51,6 +51,7 @@ class RotationInFewPasses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Rotate the gradient by the same angles in the other direction."""
         return _rotated(grad, *ctx.saved_tensors, -1), None, None
 
 
@@ -67,6 +68,7 @@ class ReluSquaredInFewPasses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        """Return 2 · relu(x) · grad."""
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)
 

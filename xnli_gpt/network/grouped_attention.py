@@ -31,7 +31,7 @@ class GroupedAttention:
     def __init__(self, config: GPTConfig, row: PackedRow):
         self.config, self.shares = config, row.places is not None
         device = row.input_ids.device
-        lengths = torch.tensor(row.lengths)
+        lengths = torch.tensor(row.seq_lens)
         starts = lengths.cumsum(0) - lengths
         shared = None if row.places is None else row.places.cpu()
         self.groups = _groups_of_like_length(lengths)
@@ -50,8 +50,8 @@ class GroupedAttention:
         size = len(row.input_ids) * config.num_heads
         copies = real.nonzero()[:, 0]
         if self.shares:
-            # A beginning that examples share has a copy in each of them, asked and answered alike:
-            # of the answers the first is taken.
+            # A beginning that examples share has a copy in each of them, with the same queries
+            # and outputs: the output of the first copy is taken.
             copies = copies[index[copies].argsort(stable=True)]
             counts = torch.bincount(index[copies], minlength=size)
             firsts = counts.cumsum(0) - counts  # [N·H]
@@ -59,13 +59,14 @@ class GroupedAttention:
             copies = copies[firsts]
         inverse = torch.empty(size, dtype=torch.int64)
         inverse[index[copies]] = copies
-        answered = torch.zeros_like(real).index_fill_(0, copies, True)
+        has_output = torch.zeros_like(real).index_fill_(0, copies, True)
         self.index, self.inverse = index.to(device), inverse.to(device)
-        self.index_of_grad = torch.where(answered, index, size).to(device)
+        self.index_of_grad = torch.where(has_output, index, size).to(device)
 
     # Its batches change with every row: compiled code would be made anew each time.
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        """Attend: q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] are queries of last tokens
+        alone."""
         window = window_of(self.config, layer)
         if q.size(1) != k.size(1):
             return self._from_last_tokens(q, k, v, window)
@@ -101,13 +102,13 @@ class GroupedAttention:
             keys = torch.arange(group.width)  # [T]
             block = self.config.window_block
             near = keys // block > last // block - window
-            hidden = ~((keys <= last) & near)  # [B, T]
-            hidden = hidden.repeat_interleave(H, dim=0)[:, None].to(q.device)  # [B·H, 1, T]
-            # The filler asks nothing; any question in its place keeps the batch whole.
+            masked = ~((keys <= last) & near)  # [B, T]
+            masked = masked.repeat_interleave(H, dim=0)[:, None].to(q.device)  # [B·H, 1, T]
+            # The filler has no query; any query in its place keeps the batch whole.
             examples = group.examples.clamp(max=q.size(1) - 1).to(q.device)
-            asked = q[0, examples].flatten(end_dim=1)[:, None]  # [B·H, 1, d]
-            scores = (asked @ k_group.mT).float() * self.config.softmax_scale  # [B·H, 1, T]
-            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).type_as(q)
+            queries = q[0, examples].flatten(end_dim=1)[:, None]  # [B·H, 1, d]
+            scores = (queries @ k_group.mT).float() * self.config.softmax_scale  # [B·H, 1, T]
+            weights = scores.masked_fill(masked, -torch.inf).softmax(-1).type_as(q)
             outputs.append((weights @ v_group).view(len(examples), H, -1))  # [B, H, d]
         order = torch.cat([group.examples for group in self.groups]).argsort()
         return torch.cat(outputs)[order[: q.size(1)].to(q.device)][None]
@@ -186,14 +187,14 @@ class _GroupedProducts(torch.autograd.Function):
 def _score_mask(
     width: int, window: int, block: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """What is added to the scores [T, T] of one example: 0 where a query sees a key."""
+    """Return what is added to the scores [T, T] of one example: 0 where a query sees a key."""
     allowed = dense_mask(attention_rule(None, window, block=block), width, device)
     return torch.zeros(width, width, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)
 
 
 def _groups_of_like_length(lengths: Tensor) -> list[_Group]:
-    """The examples in groups of one width each, one of a few widths: every shape that a matrix
-    product has not met yet costs a CPU's library some milliseconds of code generation."""
+    """Return the examples in groups of one width each, one of a few widths: every shape that a
+    matrix product has not met yet costs a CPU's library some milliseconds of code generation."""
     order = lengths.argsort(descending=True, stable=True)
     widths = [_group_width(int(lengths[example])) for example in order]
     groups = []
@@ -205,7 +206,7 @@ def _groups_of_like_length(lengths: Tensor) -> list[_Group]:
 
 
 def _group_width(length: int) -> int:
-    """16, 32 and so on to 128, then 160, 192, 224, 256, 320 and so on."""
+    """Round up to 16, 32 and so on to 128, then 160, 192, 224, 256, 320 and so on."""
     return next_multiple(length, max(16, 1 << max(0, (length - 1).bit_length() - 3)))
 
 

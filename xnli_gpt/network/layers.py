@@ -86,9 +86,9 @@ class Rotary(nn.Module):
         frequencies = (1 / base) ** torch.linspace(0, 1, steps=head_dim // 4, **options)
         return torch.cat([frequencies, frequencies.new_zeros(head_dim // 4)])
 
-    def forward(self, positions: Tensor) -> RotaryTables:
-        """Return cos, sin [T, 1, d/2], float32, of positions [T] counted from a row's beginning."""
-        return self.cos[positions, None], self.sin[positions, None]
+    def forward(self, position_ids: Tensor) -> RotaryTables:
+        """Return cos, sin [T, 1, d/2], float32, of position_ids [T]."""
+        return self.cos[position_ids, None], self.sin[position_ids, None]
 
 
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:

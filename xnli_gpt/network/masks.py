@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 def attention_rule(
     docs: Tensor | None,
     window: int,
-    positions: Tensor | None = None,
+    position_ids: Tensor | None = None,
     block: int = WINDOW_BLOCK,
     branches: Tensor | None = None,
 ) -> Callable[..., Tensor]:
     """Return which key a query may see, as a FlexAttention `mask_mod`; `window` in blocks of
     `block` tokens.
 
-    Blocks are counted along the row, or by `positions` [T] where documents count their own. With
+    Blocks are counted along the row, or by `position_ids` [T] where documents count their own. With
     `branches` [T] a document is a beginning (-1) and continuations that don't see each other.
     """
 
@@ -37,8 +37,8 @@ def attention_rule(
             visible = visible & (docs[query] == docs[key])
         if branches is not None:
             visible = visible & ((branches[key] < 0) | (branches[key] == branches[query]))
-        if positions is not None:
-            query, key = positions[query], positions[key]
+        if position_ids is not None:
+            query, key = position_ids[query], position_ids[key]
         return visible & (key // block > query // block - window)
 
     return allowed
@@ -51,6 +51,7 @@ def dense_mask(rule: Callable[..., Tensor], num_tokens: int, device: torch.devic
 
 
 def window_of(config: GPTConfig, layer: int) -> int:
+    """Return the attention window of a layer, in blocks."""
     return config.windows[0 if layer in config.long_window_layers else 1]
 
 
@@ -62,7 +63,7 @@ def document_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
     from torch.nn.attention.flex_attention import BlockMask
 
     N = len(row.input_ids)
-    lengths = torch.tensor(row.doc_lengths)
+    lengths = torch.tensor(row.doc_lens)
     begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)  # [N]
     query_blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK)  # [Q]
     first_blocks = begins[query_blocks * WINDOW_BLOCK] // WINDOW_BLOCK  # [Q]
@@ -83,13 +84,15 @@ def pooled_mask(row: PackedRow, rule: Callable[..., Tensor]) -> BlockMask:
     at, since there are few queries."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    N, B = len(row.input_ids), len(row.last)
-    blocks = torch.arange(next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK, device=row.last.device)
+    N, B = len(row.input_ids), len(row.last_token_idx)
+    blocks = torch.arange(
+        next_multiple(N, WINDOW_BLOCK) // WINDOW_BLOCK, device=row.last_token_idx.device
+    )
     queries = next_multiple(B, WINDOW_BLOCK) // WINDOW_BLOCK
     indices = blocks.int().expand(1, 1, queries, -1).contiguous()
 
     def from_last(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule(batch, head, row.last[query], key)
+        return rule(batch, head, row.last_token_idx[query], key)
 
     return BlockMask.from_kv_blocks(
         torch.full_like(indices[..., 0], len(blocks)),

@@ -26,11 +26,11 @@ class PackedRow:
     """
 
     input_ids: Tensor  # [N]
-    positions: Tensor  # [N], counted from the beginning of the example
+    position_ids: Tensor  # [N], counted from the beginning of the example
     docs: Tensor  # [N], the number of the example, or of the examples that share a beginning
-    last: Tensor  # [B], where each example ends; the filler left out
-    lengths: tuple[int, ...]  # tokens of each example and of the filler, on the host
-    doc_lengths: tuple[int, ...]  # of each doc
+    last_token_idx: Tensor  # [B], where each example ends; the filler left out
+    seq_lens: tuple[int, ...]  # tokens of each example and of the filler, on the host
+    doc_lens: tuple[int, ...]  # of each doc
     # Where beginnings are shared: where the tokens of all examples stand in the row, one example
     # after the other; [N] the continuation that a token is of, -1 in a beginning; and [N] where
     # the token before it stands.
@@ -72,18 +72,18 @@ class PackedRow:
         sizes, begins, firsts, branches, before = torch.tensor(parts).T
         part = torch.arange(len(parts)).repeat_interleave(sizes)  # [N]
         offsets = torch.arange(end) - begins[part]  # [N]
-        positions = firsts[part] + offsets
+        position_ids = firsts[part] + offsets
         # The filler may be longer than any example may be.
-        positions[end - filler :] = 0
-        doc_lengths = tuple(first + sum(others) for first, others in docs)
+        position_ids[end - filler :] = 0
+        doc_lens = tuple(first + sum(others) for first, others in docs)
         places, ends = torch.cat(places), torch.tensor(lengths).cumsum(0)
         return cls(
             input_ids,
-            positions,
-            torch.arange(len(docs)).repeat_interleave(torch.tensor(doc_lengths)),
+            position_ids,
+            torch.arange(len(docs)).repeat_interleave(torch.tensor(doc_lens)),
             places[ends[:B] - 1],
             tuple(lengths),
-            doc_lengths,
+            doc_lens,
             places,
             branches[part],
             torch.where(offsets > 0, torch.arange(end) - 1, before[part]).clamp(min=0),
@@ -107,12 +107,12 @@ class PackedRow:
         sizes = torch.tensor(lengths)
         ends = sizes.cumsum(0)
         docs = torch.repeat_interleave(torch.arange(len(lengths)), sizes)  # [N]
-        positions = torch.arange(int(ends[-1])) - (ends - sizes)[docs]  # [N]
+        position_ids = torch.arange(int(ends[-1])) - (ends - sizes)[docs]  # [N]
         # The filler may be longer than any example may be.
-        positions[len(input_ids) :] = 0
+        position_ids[len(input_ids) :] = 0
         return cls(
             F.pad(input_ids, (0, filler)),
-            positions.to(device),
+            position_ids.to(device),
             docs.to(device),
             (ends[:B] - 1).to(device),
             lengths,
@@ -133,6 +133,10 @@ class PackedRow:
 
 
 def pack_padded(input_ids: Tensor, lengths: Tensor | None) -> PackedRow:
+    """Pack ids [B, T], padded on the right, of which `lengths` [B] are real.
+
+    Raises ValueError where they are not of these shapes.
+    """
     if lengths is None or input_ids.dim() != 2 or lengths.shape != input_ids.shape[:1]:
         raise ValueError(
             f"ids {tuple(input_ids.shape)}: a padded batch is ids [B, T] with lengths [B]"

@@ -76,12 +76,12 @@ MLPS: dict[str, Callable[[GPTConfig], nn.Module]] = {
 }
 
 
-def token_before(x: Tensor, positions: Tensor, before: Tensor | None = None) -> Tensor:
-    """Return what x [B, T, D] has of the token before, and zeros where `positions` [T], counted
+def token_before(x: Tensor, position_ids: Tensor, before: Tensor | None = None) -> Tensor:
+    """Return what x [B, T, D] has of the token before, and zeros where `position_ids` [T], counted
     from the beginning of each example, say that there is none. It stands one place before, or at
     `before` [T]."""
     shifted = F.pad(x[:, :-1], (0, 0, 1, 0)) if before is None else x[:, before]
-    return shifted * (positions > 0)[:, None].type_as(x)
+    return shifted * (position_ids > 0)[:, None].type_as(x)
 
 
 class Smear(nn.Module):
@@ -92,7 +92,7 @@ class Smear(nn.Module):
         self.gate = CastedLinear(channels, 1)
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, positions: Tensor, before: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, position_ids: Tensor, before: Tensor | None = None) -> Tensor:
         """Add to x [B, T, D] its share of `token_before`."""
         gate = torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [B, T, 1]
-        return x + self.weight.type_as(x) * gate * token_before(x, positions, before)
+        return x + self.weight.type_as(x) * gate * token_before(x, position_ids, before)

@@ -22,7 +22,7 @@ class FlexRowAttention:
 
         def rule(window: int) -> Callable[..., Tensor]:
             block = config.window_block
-            return attention_rule(row.docs, window, row.positions, block, row.branches)
+            return attention_rule(row.docs, window, row.position_ids, block, row.branches)
 
         self.masks = {window: document_mask(row, rule(window)) for window in set(config.windows)}
         self.pooled_masks = {
@@ -31,7 +31,8 @@ class FlexRowAttention:
         }
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        """Attend: q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] are queries of last tokens
+        alone."""
         masks = self.masks if q.size(1) == k.size(1) else self.pooled_masks
         mask = masks[window_of(self.config, layer)]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [1, H, N, d]
@@ -50,8 +51,8 @@ class VarlenRowAttention:
         # It imports torch's compiler, for a second.
         from torch.nn.attention.varlen import varlen_attn
 
-        B, N = len(row.last), len(row.input_ids)
-        longest = max(row.lengths[:B])
+        B, N = len(row.last_token_idx), len(row.input_ids)
+        longest = max(row.seq_lens[:B])
         if longest > config.tokens_within_windows:
             raise ValueError(
                 f"an example of {longest} tokens, beyond the window of {min(config.windows)} "
@@ -59,22 +60,23 @@ class VarlenRowAttention:
             )
         self.scale = config.softmax_scale
         self.attend = varlen_attn
-        self.longest = max(row.lengths)
+        self.longest = max(row.seq_lens)
         # Of every example and of the filler, which may be of no tokens.
-        ends = F.pad(F.pad(row.last + 1, (1, 0)), (0, 1), value=N)
-        self.ends = ends.to(torch.int32)  # [B + 2]
-        # One question an example and none of the filler, whose keys and values must be in the
+        cu_seqlens = F.pad(F.pad(row.last_token_idx + 1, (1, 0)), (0, 1), value=N)
+        self.cu_seqlens_k = cu_seqlens.to(torch.int32)  # [B + 2]
+        # One query an example and none of the filler, whose keys and values must be in the
         # kernel's reach all the same: its backward pass writes no gradient beyond the last bound.
-        questions = torch.arange(B + 2, dtype=torch.int32, device=row.last.device)
-        self.questions = questions.clamp(max=B)  # [B + 2]
+        queries = torch.arange(B + 2, dtype=torch.int32, device=row.last_token_idx.device)
+        self.cu_seqlens_q = queries.clamp(max=B)  # [B + 2]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] asks from last tokens alone."""
+        """Attend: q, k, v [1, N, H, d] -> [1, N, H, d]; q [1, B, H, d] are queries of last tokens
+        alone."""
         q, k, v = q[0], k[0], v[0]  # [N, H, d]
         if len(q) == len(k):
-            bounds, longest, window = (self.ends, self.ends), self.longest, (-1, 0)
+            bounds, longest, window = (self.cu_seqlens_k, self.cu_seqlens_k), self.longest, (-1, 0)
         else:
-            bounds, longest, window = (self.questions, self.ends), 1, (-1, -1)
+            bounds, longest, window = (self.cu_seqlens_q, self.cu_seqlens_k), 1, (-1, -1)
         y = self.attend(
             q, k, v, *bounds, longest, self.longest, scale=self.scale, window_size=window
         )
@@ -103,6 +105,7 @@ _compiled_flex: dict[str, Callable[..., Tensor]] = {}
 
 
 def flex_for(device_type: str) -> Callable[..., Tensor]:
+    """Return FlexAttention: compiled on a GPU, unless the surrounding code is being compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if device_type != "cuda" or torch.compiler.is_compiling():

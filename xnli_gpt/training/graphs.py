@@ -74,9 +74,11 @@ class ShapedStep(StepBatches):
 
     def _with_parts(self, mask: Tensor | None = None) -> ShapedStep:
         """Return the same whose parts are those of its buffer."""
-        ids, positions, docs, last, labels, *rows = self.integers.split(self.shape)
+        ids, position_ids, docs, last, labels, *rows = self.integers.split(self.shape)
         (batch,) = self.micro_batches
-        inputs = replace(batch.inputs, input_ids=ids, positions=positions, docs=docs, last=last)
+        inputs = replace(
+            batch.inputs, input_ids=ids, position_ids=position_ids, docs=docs, last_token_idx=last
+        )
         batch = replace(batch, inputs=inputs, labels=labels)
         if mask is not None:
             batch = replace(batch, dropout_mask=mask)
@@ -88,7 +90,7 @@ class ShapedStep(StepBatches):
 def _parts_of(batches: StepBatches) -> list[Tensor]:
     (batch,), rows = batches.micro_batches, batches.table_rows
     row = batch.inputs
-    parts = [row.input_ids, row.positions, row.docs, row.last, batch.labels]
+    parts = [row.input_ids, row.position_ids, row.docs, row.last_token_idx, batch.labels]
     return [*parts, rows.ids, *rows.places, *rows.chunks, *rows.firsts]
 
 
@@ -112,11 +114,11 @@ class StepShapes:
         if len(batches.micro_batches) > 1:
             return batches
         (batch,) = batches.micro_batches
-        B = len(batch.inputs.last)
-        lengths = batch.inputs.lengths[:B]
+        B = len(batch.inputs.last_token_idx)
+        lengths = batch.inputs.seq_lens[:B]
         row = PackedRow.of(batch.inputs.input_ids[: sum(lengths)], lengths, self.multiple)
         # Kernels are launched for the longest that there may be, not for this step's.
-        row = replace(row, lengths=(self.longest,) * B + (self.multiple,))
+        row = replace(row, seq_lens=(self.longest,) * B + (self.multiple,))
         rows = TableRows.of([row.input_ids])
         half_a_power = max(1, 1 << (len(rows.ids).bit_length() - 2))
         count = min(next_multiple(len(rows.ids), half_a_power), self.vocab_size)

@@ -83,7 +83,7 @@ class RowAdamW(torch.optim.AdamW):
                         dense = self._dense_gradient_of(parameter)
                         parameter.grad = dense.index_copy_(0, rows, values)
                         touched.append((parameter, rows))
-        # All memory is taken before anything moves: there is no half of an update.
+        # Before the first weight changes: an update that runs out of memory has changed none.
         self._allocate()
         if defers:
             self._update_met_rows(self._resting)
@@ -105,7 +105,7 @@ class RowAdamW(torch.optim.AdamW):
         resting.update(gradients[0].indices()[0], [gradient.values() for gradient in gradients])
 
     def _overflowed(self) -> bool:
-        """What the scaler of float16 found; the fused update looks at it by itself."""
+        """Return what the scaler of float16 found; the fused update looks at it by itself."""
         found = getattr(self, "found_inf", None)
         return found is not None and bool(found)
 
@@ -128,8 +128,8 @@ class RowAdamW(torch.optim.AdamW):
                 )
 
     def _dense_gradient_of(self, table: nn.Parameter) -> Tensor:
-        """A gradient of the table's shape. Its memory is kept and is zero between steps, since
-        filling it anew would cost half as much as the update."""
+        """Return a gradient of the table's shape. Its memory is kept and is zero between steps,
+        since filling it anew would cost half as much as the update."""
         if table not in self._dense_gradients:
             self._dense_gradients[table] = torch.zeros_like(table)
         return self._dense_gradients[table]
@@ -137,7 +137,7 @@ class RowAdamW(torch.optim.AdamW):
     def _moved_rows(
         self, group: dict, table: nn.Parameter, rows: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The new values and moments of `rows` [U], each [U, D]."""
+        """Return the new values and moments of `rows` [U], each [U, D]."""
         self._allocate_moments(table, rests=True)
         state = self.state[table]
         # Loading a state makes a tensor of the number.
@@ -211,5 +211,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters that have a gradient."""
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     return [parameter for parameter in parameters if parameter.grad is not None]

@@ -62,6 +62,7 @@ class ProgressLine:
         self.bar.close()
 
     def show(self, state: TrainState, epoch: float) -> None:
+        """Show how far training is: on a terminal in its bar, else as a line now and then."""
         speed, rate = state.recent.examples_per_second, state.learning_rate
         self.loss = state.losses[-1] if state.losses else self.loss
         # No loss yet is no loss of nan.
@@ -91,6 +92,7 @@ class ProgressLine:
         self.evaluation_seconds = time.perf_counter() - started
 
     def say(self, sentence: str) -> None:
+        """Print a line, above the bar where there is one."""
         self.bar.write(sentence, file=sys.stdout)
         sys.stdout.flush()
         self.times.note_line()

@@ -42,7 +42,8 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A second signal is noted like the first: it breaks no save."""
+        """Note signals until the block ends; a second one is noted like the first, and breaks no
+        save."""
         self._deferring = True
         try:
             yield

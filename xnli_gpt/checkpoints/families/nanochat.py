@@ -70,7 +70,7 @@ def _facts(clues: Clues, short: int | None, base: float, gain: float = 1.0) -> d
     return {
         **facts_without_extras(L, length, head_dim),
         "long_window_layers": tuple(long),
-        # Theirs count the tokens before the one that asks.
+        # Theirs count the tokens before the query.
         "windows": (length + 1, windows + 1),
         "logit_cap": "tanh 15",
         "softmax_scale": gain**2 * head_dim**-0.5,

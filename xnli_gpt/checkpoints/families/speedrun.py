@@ -247,7 +247,7 @@ MIXED = {"heads": heads_of, "finish": stack_parts}
 
 
 def _of_2024() -> Iterable[Family]:
-    """With separate q, k and v, before there were value embeddings."""
+    """Return a family with separate q, k and v, before there were value embeddings."""
     yield Family(
         "R2",
         _old_rules(),
@@ -269,7 +269,7 @@ def _of_2024() -> Iterable[Family]:
 
 
 def _with_value_embeddings() -> Iterable[Family]:
-    """Of both tracks, with lambdas in every block."""
+    """Return a family of both tracks with lambdas in every block."""
     lone = {"has_lone_block": True, **MIXED}
     inverse = TensorRule("blocks.{i}.attn.rotary.inv_freq", ("F",))
     r8 = (*ENDS, OLD_TABLES, *LAMBDAS, *apart("blocks.{i}"), *MATRICES, inverse)
@@ -292,7 +292,7 @@ def _with_value_embeddings() -> Iterable[Family]:
 
 
 def _with_scalars() -> Iterable[Family]:
-    """Of both tracks, with all mixing weights in one tensor."""
+    """Return a family of both tracks with all mixing weights in one tensor."""
     lone = {"has_lone_block": True, "heads": heads_of}
     r13 = (*ENDS, TABLES, same("scalars", "S"), FOUR, *TRANSPOSED_MLP)
     sqrt = {"logit_cap": "sigmoid"}
