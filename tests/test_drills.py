@@ -209,6 +209,37 @@ def test_a_head_is_two_files(tmp_path):
     assert logits == pytest.approx(json.loads(told.stdout)["logits"], abs=1e-5)
 
 
+TOY_COLUMN = {
+    "xnli_gpt/data/selection.py": (
+        "return list(request.carry_columns)",
+        'return [*request.carry_columns, *({"genre"} & {*table.columns})]',
+    )
+}
+
+
+def add_genre(dataset: Path) -> None:
+    """Give every row of a dataset a column that alternates."""
+    for path in dataset.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = (row | {"genre": ("fiction", "travel")[n % 2]} for n, row in enumerate(rows))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False], ids=["by its flag", "always"])
+def test_a_column_in_slices_and_predictions_is_one_file_at_most(tmp_path, is_asked_for):
+    assert len(TOY_COLUMN) == 1
+    source = source_with(tmp_path, {} if is_asked_for else TOY_COLUMN)
+    assets = small_run.make_assets(tmp_path)
+    add_genre(assets.dataset)
+    flags = ("--carry_column", "genre") if is_asked_for else ()
+    fine_tuned_in(source, assets, tmp_path / "run", "--report", *flags)
+    lines = (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["genre"] for line in lines[:2]] == ["fiction", "travel"]
+    slices = read_json(tmp_path / "run/results.json")["test"]["slices"]
+    assert slices["genre"]["fiction"]["examples"] == -(-len(lines) // 2)
+    assert "travel" in (tmp_path / "run/report.md").read_text(encoding="utf-8")
+
+
 TOY_FAMILY = {
     "xnli_gpt/checkpoints/families/gpt2.py": (
         "GPT2_FAMILIES = (\n",

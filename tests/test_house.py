@@ -58,7 +58,12 @@ NO_VERBS = set(
 def begins_with_a_verb(docstring: str) -> bool:
     """Tell a verb in the imperative from other forms of it and from small words."""
     first = docstring.split()[0].strip(",.:;")
-    other_form = first.endswith("ing") or first.endswith("s") and not first.endswith("ss")
+    other_form = (
+        first.endswith("ing")
+        and first != "Bring"
+        or first.endswith("s")
+        and not first.endswith("ss")
+    )
     return first.isalpha() and first[0].isupper() and first not in NO_VERBS and not other_form
 
 
