@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests from a fresh clone, in a .venv of its own:
 #   bash scripts/test.sh [--with-slurm] [--with-browser] [pytest arguments]
-# Without pytest arguments: the quick tests, 9 minutes on two cores, then the long ones, 12 more with
+# Without pytest arguments: the quick tests, 11 minutes on two cores, then the long ones, 13 more with
 # both flags.
 # Nothing is installed outside of .venv but what a flag asks for; as root, on Debian or Ubuntu:
 #   --with-slurm     SLURM, where it is missing, and a cluster of this machine while the tests run

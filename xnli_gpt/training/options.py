@@ -68,7 +68,7 @@ class TrainingMachineOptions(DeviceOptions):
     gradient_checkpointing: bool = option(False, "less memory for a third more time")
     embedding_update: str = option(
         "exact",
-        "lazy: rows that a step does not meet rest (another result, see the README)",
+        "lazy: rows that a step does not meet rest (another result, see docs/flags.md)",
         choices=EMBEDDING_UPDATES,
     )
 
