@@ -271,7 +271,7 @@ class GPTTrunk(nn.Module):
         pooled: Tensor | None,
     ) -> Tensor:
         L = self.config.num_layers
-        # Taken apart at once: of each by itself the gradient would be a sum of mostly zeros.
+        # unbind has one gradient for all; indexing each would add up L tensors of mostly zeros.
         lambdas = self.block_lambdas.unbind() if self.config.mixes else [None] * L
         sa_lambdas = self.value_lambdas.unbind() if self.config.mixes else [None] * L
         skip_weights = () if self.skip_weights is None else self.skip_weights.unbind()

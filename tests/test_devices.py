@@ -215,14 +215,14 @@ def stop(*_: object) -> None:
 def test_the_precision_of_the_save_decides_the_scaler(monkeypatch):
     """float16 of a V100 goes on with its scaler where bfloat16 would be taken."""
     timed(monkeypatch, 2.0, 1.0)
-    identity = Identity({"--dtype": "bfloat16"}, {}, "", 1)
+    identity = Identity({"dtype": "bfloat16"}, {}, "", 1)
     precision = devices.fastest_precision(CPU)
     resumption = Resumption(None, "auto", identity, precision, keeps_precision=True, ranks=ALONE)
-    resumption._keep_precision({"--dtype": "float16"})
+    resumption._keep_precision({"dtype": "float16"})
     assert resumption.precision.dtype is torch.float16
-    assert resumption.decisive == {"--dtype": "float16"}
+    assert resumption.decisive == {"dtype": "float16"}
     resumption.keeps_precision = False
-    resumption._keep_precision({"--dtype": "float32"})
+    resumption._keep_precision({"dtype": "float32"})
     assert resumption.precision.dtype is torch.float16, "what was asked for is compared"
 
 

@@ -164,7 +164,7 @@ def test_a_loss_is_two_files(tmp_path):
     source, assets = source_with(tmp_path, TOY_LOSS), small_run.make_assets(tmp_path)
     fine_tuned_in(source, assets, tmp_path / "plain")
     recipe = fine_tuned_in(source, assets, tmp_path / "toy", "--loss", "toy")
-    assert recipe["loss"] == recipe["found"]["decisive"]["--loss"] == "toy"
+    assert recipe["loss"] == recipe["found"]["decisive"]["loss"] == "toy"
     first, toy = (train_losses(tmp_path / name)[0] for name in ("plain", "toy"))
     assert toy == pytest.approx(2 * first, rel=1e-6)
     words = small_run.command(assets, tmp_path / "toy", "--max_steps", 2)
@@ -177,7 +177,7 @@ def test_a_flag_of_the_recipe_is_two_files(tmp_path):
     assert len(TOY_FLAG) == 2
     source, assets = source_with(tmp_path, TOY_FLAG), small_run.make_assets(tmp_path)
     recipe = fine_tuned_in(source, assets, tmp_path / "run", "--toy_scale", 0.5, "--report")
-    assert recipe["toy_scale"] == recipe["found"]["decisive"]["--toy_scale"] == 0.5
+    assert recipe["toy_scale"] == recipe["found"]["decisive"]["toy_scale"] == 0.5
     assert "| toy_scale | 0.5 |" in (tmp_path / "run/report.md").read_text(encoding="utf-8")
     steps = (tmp_path / "run/steps.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(steps[0])["learning_rate"] == pytest.approx(0.5e-3)

@@ -1,4 +1,4 @@
-"""What can be chosen by name, in plain values: tables of flags read it without any library.
+"""The names that options take, as plain values, so that help needs no library.
 
 What does the work of a name stands where that work is done, and is checked against these names.
 """

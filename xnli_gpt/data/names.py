@@ -30,8 +30,8 @@ XNLI_LANGUAGES = {
 }
 BUILTIN_NAMES = ("demo",)
 HUB_XNLI = "facebook/xnli"
-# A name of our own that is as long as this is near no dataset of the Hub without an owner, of
-# which there have been no new ones for years.
+# What is near a spelling of ours of so many letters or more is taken for a slip: no dataset of the
+# Hub without an owner in its name is so near, and there have been no new ones for years.
 LEAST_TELLING_LENGTH = 6
 SURE_LIKENESS = 0.8
 

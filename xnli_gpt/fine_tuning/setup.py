@@ -58,21 +58,21 @@ def identity_of(run: Run) -> Identity:
     """Return what decides the result of a run: what it must have in common with the run that it
     goes on with."""
     config, inputs = run.config, run.inputs
-    flags, defaults = plain_values(config), plain_values(FineTuning())
+    options, defaults = plain_values(config), plain_values(FineTuning())
     of_groups = plain_values(config.recipe) | plain_values(config.validation)
     names = [name for name in of_groups if name not in STEP_OPTIONS]
     names += OTHER_DECISIVE_OPTIONS
     return Identity(
-        {f"--{name}": flags[name] for name in names}
+        {name: options[name] for name in names}
         | {
-            "--dtype": inputs.precision.name,
+            "dtype": inputs.precision.name,
             "pretrained weights": inputs.info["weights_id"],
             "tokenizer": inputs.encoding.tokenizer_hash,
             "data": [dataset.content_hash for dataset in run.data.sets.values()],
             "classes": list(run.data.classes),
             "end-of-text token": inputs.encoding.end_of_text_token,
         },
-        {f"--{name}": defaults[name] for name in names}
+        {name: defaults[name] for name in names}
         | {"end-of-text token": first_end_of_text(inputs.encoding.tokenizer)},
         inputs.encoding.file_hash,
         len(training_positions(config, run.data)),

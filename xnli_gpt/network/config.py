@@ -14,7 +14,7 @@ NUM_VALUE_EMBEDS = 3
 
 
 @dataclass(frozen=True)
-class Family:
+class FamilyDefaults:
     """What the training scripts of one family have in common; `GPTConfig.of_family` applies it."""
 
     norm_attention_input: bool
@@ -34,8 +34,8 @@ def _three_fixed_skips(num_layers: int) -> list[tuple[int, int, int]]:
     return [(i, j, j) for i, j in ((9, 6), (10, 4), (11, 2)) if i < num_layers]
 
 
-FAMILIES: dict[str, Family] = {
-    "small": Family(
+FAMILIES: dict[str, FamilyDefaults] = {
+    "small": FamilyDefaults(
         norm_attention_input=True,
         norm_values=False,
         skips=_mirrored_skips,
@@ -43,7 +43,7 @@ FAMILIES: dict[str, Family] = {
         windows=(14, 7),
         logit_cap="sigmoid",
     ),
-    "medium": Family(
+    "medium": FamilyDefaults(
         norm_attention_input=False,
         norm_values=True,
         skips=_three_fixed_skips,

@@ -96,7 +96,8 @@ def _parts_of(batches: StepBatches) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class StepShapes:
-    """Brings steps to few shapes, without a change of their result."""
+    """Fills up the rows of steps so that few shapes occur, of which each is one graph; no result
+    changes."""
 
     multiple: int  # of the tokens of a row
     longest: int  # of all examples, in tokens
@@ -154,7 +155,7 @@ class StepGraphs:
         self.rates = torch.zeros(len(optimizer.param_groups), device=self.device)
         self.met: Counter[tuple[int, ...]] = Counter()
         self.graphs: dict[tuple[int, ...], _StepGraph] = {}
-        # None: nothing more is recorded.
+        # None once there are MOST_GRAPHS or one could not be recorded: no more are made.
         self.pool = torch.cuda.graph_pool_handle()
 
     def step(self, batches: StepBatches) -> StepResult:

@@ -53,7 +53,7 @@ class ExampleOrder:
         self.epoch_steps = steps_per_epoch(num_examples, examples_per_step)
         self._drawn_together = None
         if premises is not None:
-            # No part is larger than an equal share: of the nearest ends, no two are the same.
+            # No part is larger than a step's equal share of the epoch, so every step gets a part.
             most = num_examples // self.epoch_steps
             self._drawn_together = [
                 part

@@ -80,7 +80,7 @@ class RunRecords(Records):
         metrics = line["validation"]
         if self.is_better is not None:
             self._keep_best_of_sets(state, metrics.get("sets", {}))
-        # Not made anew where it has vanished with its folder: that is an error.
+        # r+ raises where the file has vanished with its folder; a would begin an empty one.
         with open(self.folder.metrics, "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.write(_as_json_line(line))
@@ -201,7 +201,7 @@ class StepLog:
         """Write what waits; `to_disk`, so that it outlives a power cut."""
         text, self._waiting = "".join(self._waiting), []
         self._last_write = time.monotonic()
-        # Not made anew where it has vanished with its folder: that is an error.
+        # r+ raises where the file has vanished with its folder; a would begin an empty one.
         with open(self.path, "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.write(text)

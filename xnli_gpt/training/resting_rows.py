@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# While 1 - β2^s grows fast no row is left behind: the a of one sum would vary too much.
+# Updates in which all rows move as they come: 1 - β2^s still grows so fast that a_j would differ
+# too much among the terms of one sum.
 FIRST_STEPS = 100
 # The terms of a sum: 0.9 to the power of 192 is below a float32's rounding of the first.
 TERMS = 192
-# Rows that are made up for at once where all are.
+# How many rows are brought up to date at once where all of them are: a bound on memory.
 ROWS_AT_ONCE = 8192
 
 

@@ -26,14 +26,16 @@ from xnli_gpt.training.run_folder import RunFolder
 from xnli_gpt.training.saves import read_save
 
 # By these a run in the same folder may be made longer, see `_why_not_longer`.
-LENGTH_FLAGS = ("--max_steps", "--num_epochs", "--warmup_ratio")
+LENGTH_OPTIONS = ("max_steps", "num_epochs", "warmup_ratio")
+# What decides a result and is no option.
+FACTS = ("tokenizer", "data", "classes", "pretrained weights", "end-of-text token")
 
 
 @dataclass(frozen=True)
 class Identity:
     """What decides the result of a run, by the names that a difference is told by.
 
-    `defaults` are of the flags among them: a run of a version without a flag had its default.
+    `defaults` are of the options among them: a run of a version without an option had its default.
     `tokenizer_file` is the hash of the tokenizer's file, by which older runs named it.
     """
 
@@ -48,11 +50,13 @@ class Identity:
         The hash of the tokenizer's file also tells it where another version of the tokenizers
         library writes the same tokenizer in another way.
         """
+        # The first versions wrote options as flags.
+        earlier = {name.removeprefix("--"): value for name, value in earlier.items()}
         if earlier:
             earlier = {**self.defaults, **earlier}
         if self.tokenizer_file in (tokenizer_file, earlier.get("tokenizer")):
             return earlier | {"tokenizer": self.decisive["tokenizer"]}
-        return dict(earlier)
+        return earlier
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Resumption:
     @property
     def decisive(self) -> dict[str, object]:
         """Return what decides the result, with the precision that is computed in."""
-        return {**self.identity.decisive, "--dtype": self.precision.name}
+        return {**self.identity.decisive, "dtype": self.precision.name}
 
     def find(self) -> None:
         """Set `save` to the content of the save, or None where the run starts anew.
@@ -146,7 +150,7 @@ class Resumption:
         _require_same(self.decisive, earlier, f"`out_dir` {self.folder.path}")
 
     def _keep_precision(self, earlier: Mapping[str, object]) -> None:
-        name = earlier.get("--dtype")
+        name = earlier.get("dtype")
         if self.keeps_precision and name in DTYPES and name != self.precision.name:
             self.precision = Precision(DTYPES[name], "that of the run which goes on")
 
@@ -166,7 +170,7 @@ def _numbers_of_steps(now: Mapping, save: Mapping, num_examples: int) -> list[in
     """Return the steps of the run that left a save, and of the run now."""
     epoch_steps = steps_per_epoch(num_examples, save["examples_per_step"])
     return [
-        number_of_steps(decided["--max_steps"], decided["--num_epochs"], epoch_steps)
+        number_of_steps(decided["max_steps"], decided["num_epochs"], epoch_steps)
         for decided in (save["decisive"], now)
     ]
 
@@ -181,21 +185,21 @@ def _why_not_longer(now: Mapping, save: Mapping, num_examples: int) -> str | Non
     earlier = save["decisive"]
     if now == earlier:
         return None
-    names = (now.keys() | earlier.keys()) - set(LENGTH_FLAGS)
+    names = (now.keys() | earlier.keys()) - set(LENGTH_OPTIONS)
     if any(now.get(name) != earlier.get(name) for name in names):
         return ""
     before, after = _numbers_of_steps(now, save, num_examples)
     if after < before:
         return f"a run can be made longer, but not shorter ({before} steps there, {after} now)"
-    if after == before and now["--warmup_ratio"] == earlier["--warmup_ratio"]:
+    if after == before and now["warmup_ratio"] == earlier["warmup_ratio"]:
         return None
-    schedule, updates = now["--lr_schedule"], save["progress"]["updates"]
+    schedule, updates = now["lr_schedule"], save["progress"]["updates"]
     if schedule != "constant":
         return (
             f"`lr_schedule` {schedule} gives every step a learning rate by the number of steps, so "
             "only a run with a constant schedule can be made longer"
         )
-    lengths = ((before, earlier["--warmup_ratio"]), (after, now["--warmup_ratio"]))
+    lengths = ((before, earlier["warmup_ratio"]), (after, now["warmup_ratio"]))
     rates = [
         [learning_rate_factor(schedule, update, *length) for update in range(updates)]
         for length in lengths
@@ -227,7 +231,7 @@ def _why_not_taken_back(now: Mapping, save: Mapping, num_examples: int) -> str |
     """
     progress = save["progress"]
     epoch_steps = steps_per_epoch(num_examples, save["examples_per_step"])
-    interval = eval_interval_of(now["--eval_interval"], epoch_steps)
+    interval = eval_interval_of(now["eval_interval"], epoch_steps)
     evaluated_off = progress["evaluated_step"] == progress["step"] and progress["step"] % interval
     if not evaluated_off or progress.get("before_last"):
         return None
@@ -242,17 +246,22 @@ def _in_short(value: object) -> str:
     return shown(" ".join(map(str, value)) if isinstance(value, list) else str(value), 20)
 
 
+def _named(name: str) -> str:
+    """Return a name as messages have it: an option in backticks."""
+    return name if name in FACTS else f"`{name}`"
+
+
 def _require_same(now: Mapping, earlier: Mapping, where: str, why_not: str = "") -> None:
     """Raise RunError that names every difference; `why_not` says more of them."""
     if now == earlier:
         return
     differences = [
-        f"{name} {_in_short(earlier[name])} there, {_in_short(value)} now"
+        f"{_named(name)} {_in_short(earlier[name])} there, {_in_short(value)} now"
         for name, value in now.items()
         if name in earlier and earlier[name] != value
     ]
     differences += [
-        f"{name} {_in_short(value)} there, which is not known now"
+        f"{_named(name)} {_in_short(value)} there, which is not known now"
         for name, value in earlier.items()
         if name not in now
     ]
@@ -278,7 +287,7 @@ def examples_per_step(options: RecipeOptions, world_size: int, save: Mapping | N
         raise RunError(
             f"`batch_size` times `gradient_accumulation_steps`: {per_rank} on {world_size} ranks, "
             f"but the save's steps have {kept} examples ({save['examples_per_rank']} a rank): "
-            "repeat its flags"
+            "repeat its options"
         )
     if kept % world_size:
         raise RunError(
