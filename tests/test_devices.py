@@ -13,7 +13,7 @@ from shell import ROOT
 
 import finetune_hindi_xnli as finetune
 from xnli_gpt import devices
-from xnli_gpt.errors import UsageError
+from xnli_gpt.errors import EXIT_INTERRUPTED, UsageError
 from xnli_gpt.training.distributed import ALONE
 from xnli_gpt.training.resumption import Identity, Resumption
 
@@ -196,8 +196,7 @@ def test_a_run_says_which_precision_it_took_and_a_resumed_one_keeps_it(
     timed(monkeypatch, 1.0, 2.0)
     auto = ("--dtype", "auto", "--save_interval", 2)
     monkeypatch.setattr(finetune, "score_best", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(assets, tmp_path / "out", *auto)
+    assert run(assets, tmp_path / "out", *auto) == EXIT_INTERRUPTED
     assert "precision: float32 (timed 2.0 times" in capsys.readouterr().out
     monkeypatch.undo()
     timed(monkeypatch, 2.0, 1.0)
