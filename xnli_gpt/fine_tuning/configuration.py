@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run, and what it reads and checks before any long work."""
+"""The configuration of a fine-tuning run, from groups of options."""
 
 from __future__ import annotations
 
