@@ -495,10 +495,12 @@ def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Conte
     if everyone:
         chosen.append(("ours", Contest(**base, dtype="float32", group_premises=True)))
         chosen.append(("ours", Contest(**base, dtype="bfloat16", embedding_update="lazy")))
-        chosen.append(("ours", Contest(**base, dtype="bfloat16", compiled=False)))
     public = [dtype for dtype in dtypes if dtype != "float16"]
+    if everyone:
+        # As runs under 300 steps are.
+        chosen += [("ours", Contest(**base, dtype=dtype, compiled=False)) for dtype in public]
     chosen += [("public", Contest(**base, dtype=dtype)) for dtype in public]
-    chosen.append(("hugging face", Contest(**base, dtype="bfloat16")))
+    chosen += [("hugging face", Contest(**base, dtype=dtype)) for dtype in public]
     return chosen + [("matmul", Contest(**base, dtype=dtype)) for dtype in dtypes]
 
 

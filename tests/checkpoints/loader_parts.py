@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from converted import converted_state
 from limits import HANG_S
 from made_checkpoints import gpt_call, random_state, save_checkpoint
 from torch import Tensor
@@ -23,7 +24,6 @@ from load_checkpoint_helper import (
     main,
 )
 from model import GPTBatched
-from xnli_gpt.checkpoints.conversion import converted_state
 from xnli_gpt.checkpoints.formats import FORMATS
 from xnli_gpt.errors import CheckpointError
 from xnli_gpt.network.config import FAMILIES

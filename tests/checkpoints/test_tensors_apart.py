@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from converted import converted_state
 from loader_parts import (
     BOTH,
     assert_holds,
@@ -25,7 +26,6 @@ from load_checkpoint_helper import (
     load_pretrained_checkpoint,
 )
 from xnli_gpt.checkpoints import storages
-from xnli_gpt.checkpoints.conversion import converted_state
 from xnli_gpt.checkpoints.formats import FORMATS
 from xnli_gpt.checkpoints.rules import TensorRule
 from xnli_gpt.errors import CheckpointError

@@ -6,12 +6,12 @@ import json
 import pytest
 import reference
 import torch
+from converted import converted_state
 from made_checkpoints import GOLDEN_SIZES, golden_case, golden_state, random_state
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 
 from model import GPTBatched, GPTClassification, GPTFlexAttention
-from xnli_gpt.checkpoints.conversion import converted_state
 from xnli_gpt.network.config import GPTConfig
 from xnli_gpt.network.mixing import name_scalars
 

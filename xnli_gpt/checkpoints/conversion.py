@@ -11,18 +11,6 @@ from torch import Tensor
 from xnli_gpt.checkpoints.formats import matches
 from xnli_gpt.checkpoints.rules import BEHIND
 
-
-def converted_state(
-    fmt: str, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
-) -> dict[str, Tensor]:
-    """Return a format's tensors under our names, as float32 copies on `device`."""
-    parts = list(parts_by_target(fmt, state))
-    converted = empty_targets(parts, device)
-    for target, _, part, place in parts:
-        part_of(converted[target], place).copy_(part)
-    return converted
-
-
 _Place = int | slice | None
 
 
