@@ -48,7 +48,7 @@ from xnli_gpt.evaluation.results import Side, facts_of, results_of
 from xnli_gpt.evaluation.rows import data_of_models, load_rows, rows_of_predictions
 from xnli_gpt.evaluation.scoring import Scorer, encode_rows, hypothesis_only_baselines
 from xnli_gpt.evaluation.sources import (
-    Source,
+    LogitSource,
     SourceReader,
     require_one_recipe,
     require_same_classes,
@@ -63,8 +63,8 @@ class Inputs:
 
     config: Evaluation  # what it leaves open about the data is filled in
     precision: Precision
-    first: list[Source]
-    second: list[Source]  # what the first are compared with
+    first: list[LogitSource]
+    second: list[LogitSource]  # what the first are compared with
     scorer: Scorer
 
 
@@ -105,7 +105,7 @@ def check_inputs(config: Evaluation, problems: Sequence[str]) -> Inputs:
 
 def read_sources(
     scored: ScoredOptions, reader: SourceReader, problems: Problems
-) -> tuple[list[Source], list[Source]]:
+) -> tuple[list[LogitSource], list[LogitSource]]:
     """Return the sources that are scored, and those that they are compared with; what is wrong
     with them is added to `problems`."""
     prefers_predictions = bool(scored.predictions)

@@ -58,7 +58,7 @@ class LanguageModelOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class InspectorOutputOptions:
     """How what was found is printed, and where the weights are written to."""
 
     json: bool = option(False, "print one JSON object")
@@ -73,7 +73,7 @@ class Inspection:
 
     checkpoint: CheckpointOptions = group(CheckpointOptions, "checkpoint")
     lm_check: LanguageModelOptions = group(LanguageModelOptions, "language-model check")
-    output: OutputOptions = group(OutputOptions, "output")
+    output: InspectorOutputOptions = group(InspectorOutputOptions, "output")
 
 
 def problems_of_names(config: Inspection) -> list[str]:

@@ -76,7 +76,7 @@ class FileOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class PredictionOutputOptions:
     """How predictions are printed."""
 
     json: bool = option(False, "a JSON object a pair on standard output")
@@ -89,7 +89,7 @@ class Predicting:
     model: ModelOptions = group(ModelOptions, "model")
     pair: PairOptions = group(PairOptions, "one pair")
     files: FileOptions = group(FileOptions, "many pairs")
-    output: OutputOptions = group(OutputOptions, "output")
+    output: PredictionOutputOptions = group(PredictionOutputOptions, "output")
     machine: InferenceOptions = group(InferenceOptions, "machine")
 
 

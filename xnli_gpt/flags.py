@@ -295,8 +295,8 @@ def _expected_instead(flag: Flag, value: object) -> str | None:
 
 def _choices_instead(choices: Sequence[str], value: object) -> str:
     right = nearest(value, choices) if isinstance(value, str) else None
-    listed = " or ".join(choices)
-    return listed if right is None else f"{listed}; did you mean {right}?"
+    names = " or ".join(choices)
+    return names if right is None else f"{names}; did you mean {right}?"
 
 
 def _is_name(value: object) -> bool:

@@ -27,7 +27,7 @@ from xnli_gpt.data.leaks import find_leaks
 from xnli_gpt.data.pairs import TextSplit, encode_distinct, encode_split
 from xnli_gpt.data.request import DataRequest, require_splits
 from xnli_gpt.data.selection import select_rows
-from xnli_gpt.data.sources import Source, find_source
+from xnli_gpt.data.sources import DataSource, find_source
 from xnli_gpt.data.tokenizer import PairEncoding
 from xnli_gpt.data.tokenizer_check import notes_of_encoding
 
@@ -71,7 +71,7 @@ class _CheckedTexts:
     label_kind: str
 
 
-def _checked_texts(source: Source, request: DataRequest) -> _CheckedTexts:
+def _checked_texts(source: DataSource, request: DataRequest) -> _CheckedTexts:
     tables = source.load()
     splits = require_splits({s: t.num_rows for s, t in tables.items()}, source.name, request)
     where = {split: source.where(split) for split in splits}
@@ -111,7 +111,7 @@ def _cache_key(content_hash: str, request: DataRequest, encoding: PairEncoding) 
 
 
 def _write_cache(
-    folder: Path, texts: _CheckedTexts, encoding: PairEncoding, source: Source
+    folder: Path, texts: _CheckedTexts, encoding: PairEncoding, source: DataSource
 ) -> EncodedDataset:
     """Encode and write beside, then rename: a folder with the final name is whole."""
     partial = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from xnli_gpt.data.labels import label_name
 from xnli_gpt.data.request import LABEL_COLUMN, TEXT_COLUMNS, DataRequest
-from xnli_gpt.data.tables import Table
+from xnli_gpt.data.tables import DataTable
 from xnli_gpt.errors import DataError
 from xnli_gpt.messages import listed, shown
 
@@ -54,7 +54,7 @@ class _Columns:
 
 
 def select_rows(
-    tables: Mapping[str, Table], where: Mapping[str, str], request: DataRequest
+    tables: Mapping[str, DataTable], where: Mapping[str, str], request: DataRequest
 ) -> dict[str, SelectedRows]:
     """Return the rows asked for of every split; `where` is what messages call a split.
 
@@ -68,7 +68,7 @@ def select_rows(
     }
 
 
-def _conditions(request: DataRequest, tables: Mapping[str, Table]) -> dict[str, list[str]]:
+def _conditions(request: DataRequest, tables: Mapping[str, DataTable]) -> dict[str, list[str]]:
     """Return the values that each column may have. Raises DataError for a column of no split."""
     conditions: dict[str, list[str]] = {}
     for condition in request.where:
@@ -86,7 +86,7 @@ def _conditions(request: DataRequest, tables: Mapping[str, Table]) -> dict[str, 
     return conditions
 
 
-def _holds_translations(column: str, tables: Iterable[Table], request: DataRequest) -> bool:
+def _holds_translations(column: str, tables: Iterable[DataTable], request: DataRequest) -> bool:
     """Tell whether a column's name picks one of the languages that each text is in."""
     if column.lower() not in LANGUAGE_COLUMNS:
         return False
@@ -100,7 +100,11 @@ def _holds_translations(column: str, tables: Iterable[Table], request: DataReque
 
 
 def _select(
-    table: Table, split: str, where: str, conditions: Mapping[str, list[str]], request: DataRequest
+    table: DataTable,
+    split: str,
+    where: str,
+    conditions: Mapping[str, list[str]],
+    request: DataRequest,
 ) -> SelectedRows:
     kept, notes = _rows_where(table, where, conditions)
     columns = _columns_of(table, split, where, request)
@@ -136,7 +140,7 @@ def _select(
 
 
 def _rows_where(
-    table: Table, where: str, conditions: Mapping[str, list[str]]
+    table: DataTable, where: str, conditions: Mapping[str, list[str]]
 ) -> tuple[list[int], list[str]]:
     """Return the rows that the conditions leave, and notes. Raises DataError where they leave none,
     and for several languages that nobody chose from."""
@@ -168,7 +172,7 @@ def _is_language(column: str) -> bool:
     return column.lower() in LANGUAGE_COLUMNS
 
 
-def _columns_of(table: Table, split: str, where: str, request: DataRequest) -> _Columns:
+def _columns_of(table: DataTable, split: str, where: str, request: DataRequest) -> _Columns:
     """Return the columns of the texts and of the label: those asked for, else known ones."""
     asked_texts, asked_label = request.text_columns, request.label_column
     texts_by_default = asked_texts == TEXT_COLUMNS
@@ -187,7 +191,7 @@ def _columns_of(table: Table, split: str, where: str, request: DataRequest) -> _
     return _Columns(texts, label)
 
 
-def _carried(table: Table, where: str, request: DataRequest) -> list[str]:
+def _carried(table: DataTable, where: str, request: DataRequest) -> list[str]:
     missing = [name for name in request.carry_columns if name not in table.columns]
     if missing:
         raise DataError(
@@ -224,7 +228,7 @@ def _translations(value: object) -> dict[str, object]:
 class _UsableRows:
     """Finds the rows that can't be used: listed in an error, or left out and counted."""
 
-    def __init__(self, table: Table, where: str, request: DataRequest):
+    def __init__(self, table: DataTable, where: str, request: DataRequest):
         self.table, self.where, self.request = table, where, request
         self.bad: set[int] = set()
 

@@ -33,7 +33,7 @@ from xnli_gpt.data.request import DataRequest
 from xnli_gpt.data.row_files import TEXT_KINDS, kind_of
 from xnli_gpt.data.tables import (
     DATA_KINDS,
-    Table,
+    DataTable,
     require_one_meaning,
     table_of_files,
     table_of_library,
@@ -50,12 +50,12 @@ BUILTIN: dict[str, Callable[[], Mapping[str, Sequence[Mapping[str, str]]]]] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Rows that can be loaded, and a hash of their content that is cheaper than loading them."""
 
     name: str
     content_hash: str
-    load: Callable[[], Mapping[str, Table]]  # by split
+    load: Callable[[], Mapping[str, DataTable]]  # by split
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def where(self, split: str) -> str:
@@ -64,7 +64,7 @@ class Source:
         return f"{files[0] if len(files) == 1 else self.name}: {split}"
 
 
-def find_source(request: DataRequest, cache_dir: Path) -> Source:
+def find_source(request: DataRequest, cache_dir: Path) -> DataSource:
     """Return where the rows asked for are; raises DataError where they are nowhere."""
     if request.dataset in BUILTIN and not is_in_data_dir(request.dataset, request.data_dir):
         return _builtin_source(request.dataset)
@@ -120,16 +120,16 @@ def _local_folder(request: DataRequest) -> Path | None:
     return None
 
 
-def _builtin_source(name: str) -> Source:
+def _builtin_source(name: str) -> DataSource:
     splits = {split: list(rows) for split, rows in BUILTIN[name]().items()}
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
-    return Source(
+    return DataSource(
         name, digest, lambda: {split: table_of_rows(rows) for split, rows in splits.items()}
     )
 
 
-def _saved_source(folder: Path, request: DataRequest) -> Source:
+def _saved_source(folder: Path, request: DataRequest) -> DataSource:
     inside = chain.from_iterable(
         (folder / name).rglob("*")
         for name in sorted({request.validation_split or "", *SPLIT_NAMES})
@@ -137,7 +137,7 @@ def _saved_source(folder: Path, request: DataRequest) -> Source:
     )
     files = [folder / "dataset_dict.json", *sorted(path for path in inside if path.is_file())]
 
-    def load() -> Mapping[str, Table]:
+    def load() -> Mapping[str, DataTable]:
         with said_as_data_error(str(folder)):
             splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
         loaded = {}
@@ -148,10 +148,10 @@ def _saved_source(folder: Path, request: DataRequest) -> Source:
                 loaded[split] = datasets.load_from_disk(str(folder / split))
         return _tables(loaded, str(folder), request)
 
-    return Source(str(folder), _hash_files(files, folder), load)
+    return DataSource(str(folder), _hash_files(files, folder), load)
 
 
-def _tables(loaded: Mapping[str, object], name: str, request: DataRequest) -> dict[str, Table]:
+def _tables(loaded: Mapping[str, object], name: str, request: DataRequest) -> dict[str, DataTable]:
     """Return the tables of splits that the library loaded, under our names of splits."""
     tables = {}
     for found, split in _own_names(loaded, name, request.validation_split).items():
@@ -185,7 +185,7 @@ def _own_names(found: Iterable[str], name: str, validation_split: str | None) ->
 
 def _files_source(
     folder: Path, config: str | None, request: DataRequest, cache_dir: Path
-) -> Source:
+) -> DataSource:
     """Return a folder of files by split, or with folders of them: its own files, or by
     configuration."""
     files = {
@@ -197,7 +197,7 @@ def _files_source(
         _refuse_folder(folder)
     digest = _hash_files(sorted(path for paths in files.values() for path in paths), folder)
 
-    def load() -> Mapping[str, Table]:
+    def load() -> Mapping[str, DataTable]:
         tables = {}
         for split, paths in files.items():
             if kind_of(paths[0]) in TEXT_KINDS:
@@ -207,7 +207,7 @@ def _files_source(
                 tables[split] = table_of_parquet(split, paths, request, place)
         return tables
 
-    return Source(str(folder), digest, load, files)
+    return DataSource(str(folder), digest, load, files)
 
 
 def _is_data_file(path: Path) -> bool:
@@ -239,7 +239,7 @@ def _has_card(folder: Path) -> bool:
 
 def _repository_source(
     folder: Path, config: str | None, request: DataRequest, cache_dir: Path
-) -> Source:
+) -> DataSource:
     """Return a folder laid out as a repository of the Hub: a card, and data files by config."""
     files = sorted(
         path
@@ -250,7 +250,7 @@ def _repository_source(
         _refuse_folder(folder)
     digest = _hash_files(files, folder)
 
-    def load() -> Mapping[str, Table]:
+    def load() -> Mapping[str, DataTable]:
         # An absolute path: a relative one may be the name of a format, such as csv.
         where = {"path": str(folder.resolve()), "name": config}
         where["cache_dir"] = str(cache_dir / f"datasets-{digest[:16]}")
@@ -271,12 +271,12 @@ def _repository_source(
             require_one_meaning(loaded[name], paths[name], request)
         return _tables(loaded, str(folder), request)
 
-    return Source(str(folder), digest, load)
+    return DataSource(str(folder), digest, load)
 
 
 def _table_of_card(
     split: str, paths: Sequence[Path], request: DataRequest, builder: object
-) -> Table:
+) -> DataTable:
     """Return the rows of text files, with the names that the card gives to numbers of classes."""
     table = table_of_files(split, paths, request, getattr(builder.config, "sep", None))
     features = builder.info.features or {}
@@ -288,7 +288,7 @@ def _table_of_card(
     return replace(table, class_names=names)
 
 
-def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> Source:
+def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: Path) -> DataSource:
     if Path(name).is_dir():
         raise DataError(
             f"`dataset` {request.dataset}: is {name} on the Hub, which the folder {name} here "
@@ -316,7 +316,7 @@ def _hub_source(name: str, config: str | None, request: DataRequest, cache_dir: 
     files = [Path(f["filename"]) for split in loaded.values() for f in split.cache_files]
     digest = _hash_files(sorted(files), None)
     full_name = f"{name} {config or ''}".strip()
-    return Source(full_name, digest, lambda: _tables(loaded, full_name, request))
+    return DataSource(full_name, digest, lambda: _tables(loaded, full_name, request))
 
 
 def _hub_reachable(timeout_s: float = 3.0) -> bool:

@@ -16,7 +16,7 @@ DATA_KINDS = (*TEXT_KINDS, "parquet")
 
 
 @dataclass(frozen=True)
-class Table:
+class DataTable:
     """Rows by column, as their source has them.
 
     `class_names` are the names that the numbers of a column of labels have, where the source says;
@@ -37,7 +37,7 @@ class Table:
 
 def table_of_files(
     split: str, paths: Sequence[Path], request: DataRequest, separator: str | None = None
-) -> Table:
+) -> DataTable:
     """Return the rows of a split's text files, read once.
 
     Raises DataError for rows that can't be read, unless the request skips them.
@@ -59,7 +59,7 @@ def table_of_files(
         raise DataError(f"{paths[0]}: {split} is empty, expected at least one row")
     # Objects have the columns that any of them has; one that lacks some has None there.
     columns = columns or dict.fromkeys(name for row in rows for name in row)
-    return Table(
+    return DataTable(
         tuple(columns),
         len(rows),
         lambda name: [row.get(name) for row in rows],
@@ -68,13 +68,13 @@ def table_of_files(
     )
 
 
-def table_of_rows(rows: Sequence[Mapping[str, object]]) -> Table:
+def table_of_rows(rows: Sequence[Mapping[str, object]]) -> DataTable:
     """Return rows that are in memory."""
     columns = dict.fromkeys(name for row in rows for name in row)
-    return Table(tuple(columns), len(rows), lambda name: [row.get(name) for row in rows])
+    return DataTable(tuple(columns), len(rows), lambda name: [row.get(name) for row in rows])
 
 
-def table_of_library(loaded: object, where: str) -> Table:
+def table_of_library(loaded: object, where: str) -> DataTable:
     """Return the rows of a `datasets.Dataset`; `where` is what messages call it."""
 
     def values(name: str) -> list[object]:
@@ -90,12 +90,12 @@ def table_of_library(loaded: object, where: str) -> Table:
             for name in features
             if getattr(features[name], "names", None)
         }
-        return Table(tuple(loaded.column_names), len(loaded), values, names)
+        return DataTable(tuple(loaded.column_names), len(loaded), values, names)
 
 
 def table_of_parquet(
     split: str, paths: Sequence[Path], request: DataRequest, cache_dir: Path
-) -> Table:
+) -> DataTable:
     """Return the rows of a split's parquet files, which `datasets` reads."""
     with quiet_datasets() as datasets, said_as_data_error(str(paths[0])):
         loaded = datasets.load_dataset(

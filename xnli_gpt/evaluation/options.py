@@ -95,7 +95,7 @@ class IntervalOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class EvaluationOutputOptions:
     """What is left, and where."""
 
     out_dir: Path = option(Path("out/evaluation"), "folder of results.json, predictions.jsonl")
@@ -111,4 +111,4 @@ class Evaluation:
     rows: RowOptions = group(RowOptions, "rows")
     intervals: IntervalOptions = group(IntervalOptions, "intervals")
     machine: InferenceOptions = group(InferenceOptions, "machine")
-    output: OutputOptions = group(OutputOptions, "output")
+    output: EvaluationOutputOptions = group(EvaluationOutputOptions, "output")

@@ -17,7 +17,7 @@ from xnli_gpt.evaluation.scored_split import SCORES, ScoredSplit, scores_of_mode
 from xnli_gpt.evaluation.scores import macro_average, split_metrics
 from xnli_gpt.evaluation.scoring import Scorer
 from xnli_gpt.evaluation.sides import names_of_sides
-from xnli_gpt.evaluation.sources import Source
+from xnli_gpt.evaluation.sources import LogitSource
 
 PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 class Side:
     """The seeds of one recipe, and per dataset their rows with logits."""
 
-    sources: Sequence[Source]
+    sources: Sequence[LogitSource]
     scored: Mapping[str, ScoredSplit]
 
     def seeds(self) -> dict:
@@ -79,7 +79,7 @@ def results_of(
     return results | {"bootstrap": draws}
 
 
-def facts_of(scorer: Scorer, source: Source) -> dict:
+def facts_of(scorer: Scorer, source: LogitSource) -> dict:
     """Return what results.json says of data and machine; nothing of the data of predictions."""
     split = scorer.reader.split
     data = {}

@@ -20,7 +20,7 @@ from xnli_gpt.evaluation.rows import Rows
 from xnli_gpt.evaluation.scored_split import ScoredSplit
 from xnli_gpt.evaluation.slices import language_of
 from xnli_gpt.evaluation.sources import (
-    Source,
+    LogitSource,
     SourceReader,
     has_probabilities,
     predicted_logits,
@@ -41,7 +41,7 @@ class Scorer:
     inference: Inference
     device: torch.device
 
-    def score(self, sources: Sequence[Source]) -> dict[str, ScoredSplit]:
+    def score(self, sources: Sequence[LogitSource]) -> dict[str, ScoredSplit]:
         """Return every dataset's rows with the logits of all sources."""
         logits: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
         total = len(sources) * len(self.rows)
@@ -69,18 +69,20 @@ class Scorer:
             for name, rows in self.rows.items()
         }
 
-    def data_of(self, source: Source, name: str) -> EncodedDataset:
+    def data_of(self, source: LogitSource, name: str) -> EncodedDataset:
         """Return a dataset's rows as a checkpoint encodes them."""
         return self.encoded[encoding_key(source, name)]
 
-    def _logits(self, source: Source, model: nn.Module | None, name: str) -> np.ndarray:
+    def _logits(self, source: LogitSource, model: nn.Module | None, name: str) -> np.ndarray:
         """Return logits [N, classes]."""
         if model is None:
             return predicted_logits(source, name, self.rows[name], self.classes)
         split = self.data_of(source, name).splits[self.reader.split]
         return self._computed_logits(source, model, split)
 
-    def _computed_logits(self, source: Source, model: nn.Module, split: EncodedSplit) -> np.ndarray:
+    def _computed_logits(
+        self, source: LogitSource, model: nn.Module, split: EncodedSplit
+    ) -> np.ndarray:
         """Return logits [N, classes] with the classes in the order of the first source."""
         logits, _ = split_logits(model, split, len(source.classes), self.inference)
         if not bool(torch.isfinite(logits).all()):
@@ -88,14 +90,14 @@ class Scorer:
         return logits.numpy()[:, [source.classes.index(name) for name in self.classes]]
 
 
-def encoding_key(source: Source, name: str) -> tuple:
+def encoding_key(source: LogitSource, name: str) -> tuple:
     """Return what decides the token ids that a checkpoint makes of a dataset."""
     encoding = source.encoding
     return name, encoding.tokenizer_hash, encoding.template, encoding.block_size
 
 
 def encode_rows(
-    sources: Sequence[Source], rows: Mapping[str, Rows], cache_dir: Path
+    sources: Sequence[LogitSource], rows: Mapping[str, Rows], cache_dir: Path
 ) -> dict[tuple, EncodedDataset]:
     """Return the rows as token ids, once for all checkpoints that make the same ids of them; of
     predictions check only that they are of these rows."""

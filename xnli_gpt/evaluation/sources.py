@@ -34,7 +34,7 @@ ModelOf = Callable[[dict, Path], nn.Module]
 
 
 @dataclass(frozen=True)
-class Source:
+class LogitSource:
     """A checkpoint, or predictions of one run; `facts` are for results.json."""
 
     path: Path
@@ -54,7 +54,7 @@ class SourceReader:
     block_size: int | None = None
     label_names: tuple[str, ...] | None = None  # of numbers in predictions of other tools
 
-    def checkpoint(self, path: Path) -> list[Source]:
+    def checkpoint(self, path: Path) -> list[LogitSource]:
         """Return a fine-tuned checkpoint without its weights: only one model at a time is in
         memory."""
         path = fine_tuned_file(path)
@@ -76,9 +76,9 @@ class SourceReader:
             "tokenizer_sha256": encoding.tokenizer_hash,
         }
         own_data = own_data_of(path, saved)
-        return [Source(path, facts, tuple(saved["classes"]), encoding, own_data)]
+        return [LogitSource(path, facts, tuple(saved["classes"]), encoding, own_data)]
 
-    def predictions(self, path: Path) -> list[Source]:
+    def predictions(self, path: Path) -> list[LogitSource]:
         """Return a source for every run that the file holds."""
         path = path / PREDICTIONS_FILE if path.is_dir() else path
         if path.exists() and is_of_another_tool(path):
@@ -90,10 +90,10 @@ class SourceReader:
         for number, predicted in enumerate(runs, start=1):
             classes = next(iter(predicted.values())).classes
             facts = {"file": str(path), "sha256": sha256, "run": number, "classes": list(classes)}
-            sources.append(Source(path, facts, classes, predicted=predicted))
+            sources.append(LogitSource(path, facts, classes, predicted=predicted))
         return sources
 
-    def either(self, path: Path, prefers_predictions: bool) -> list[Source]:
+    def either(self, path: Path, prefers_predictions: bool) -> list[LogitSource]:
         """Return what a path holds; of a run's folder, which has both, what is preferred."""
         is_run = path.is_dir() and any(path.glob(f"*{FINE_TUNED_ENDING}"))
         has_predictions = (path / PREDICTIONS_FILE).is_file()
@@ -103,7 +103,7 @@ class SourceReader:
             return self.predictions(path)
         return self.checkpoint(path)
 
-    def model(self, source: Source) -> nn.Module:
+    def model(self, source: LogitSource) -> nn.Module:
         """Return the model of a checkpoint that was read before; raises RunError where the file is
         another meanwhile."""
         saved = self._read_saved(source.path)
@@ -124,12 +124,12 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_one_recipe(sources: Sequence[Source]) -> None:
+def require_one_recipe(sources: Sequence[LogitSource]) -> None:
     """Raise UsageError where sources are not seeds of one recipe.
 
     Seeds differ in their weights only; a mean over anything else says nothing.
     """
-    seen: dict[object, Source] = {}
+    seen: dict[object, LogitSource] = {}
     for source in sources:
         identity = (source.facts["sha256"], source.facts.get("run"))
         if identity in seen:
@@ -147,7 +147,7 @@ def require_one_recipe(sources: Sequence[Source]) -> None:
                 )
 
 
-def require_same_classes(sources: Sequence[Source]) -> None:
+def require_same_classes(sources: Sequence[LogitSource]) -> None:
     """Raise UsageError where sources know other classes than the first."""
     for source in sources:
         if set(source.classes) != set(sources[0].classes):
@@ -159,7 +159,9 @@ def require_same_classes(sources: Sequence[Source]) -> None:
             )
 
 
-def predicted_logits(source: Source, name: str, rows: Rows, classes: tuple[str, ...]) -> np.ndarray:
+def predicted_logits(
+    source: LogitSource, name: str, rows: Rows, classes: tuple[str, ...]
+) -> np.ndarray:
     """Return the logits [N, classes] that predictions hold for a dataset, in the order of its
     rows."""
     predicted = _predicted_for(source, name)
@@ -171,12 +173,12 @@ def predicted_logits(source: Source, name: str, rows: Rows, classes: tuple[str, 
     return logits_in_order(predicted, rows.ids, rows.premises, rows.hypotheses, labels, classes)
 
 
-def _predicted_for(source: Source, name: str) -> PredictedRows | None:
+def _predicted_for(source: LogitSource, name: str) -> PredictedRows | None:
     """Return the rows that were predicted for a dataset; those of another tool are for any."""
     return source.predicted.get(name, source.predicted.get(ANY_DATASET))
 
 
-def has_probabilities(source: Source, name: str) -> bool:
+def has_probabilities(source: LogitSource, name: str) -> bool:
     """Return whether a source tells more of a dataset's rows than its answers."""
     predicted = source.predicted and _predicted_for(source, name)
     return predicted is None or predicted.has_probabilities

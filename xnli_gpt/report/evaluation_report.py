@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from xnli_gpt.evaluation.predictions import PREDICTIONS_FILE
-from xnli_gpt.evaluation.sources import Source
+from xnli_gpt.evaluation.sources import LogitSource
 from xnli_gpt.provenance import code_commit
 from xnli_gpt.report.content import ReportContent
 from xnli_gpt.report.writing import write_report
@@ -18,8 +18,8 @@ from xnli_gpt.report.writing import write_report
 def write_evaluation_report(
     folder: Path,
     results: Mapping,
-    first: Sequence[Source],
-    second: Sequence[Source],
+    first: Sequence[LogitSource],
+    second: Sequence[LogitSource],
     flags: Mapping[str, object],
 ) -> None:
     """Write report.html, report.md and figures/ about the content of results.json.
@@ -43,7 +43,7 @@ def write_evaluation_report(
     write_report(folder, content)
 
 
-def _random_trunk(second: Sequence[Source], comparison: Mapping | None) -> dict[str, float]:
+def _random_trunk(second: Sequence[LogitSource], comparison: Mapping | None) -> dict[str, float]:
     """Return the accuracies of what is compared with, where that is a trunk of random weights."""
     pretrained = [source.facts.get("pretrained") or {} for source in second]
     if comparison is None or not all(one.get("random_init") for one in pretrained):
@@ -51,7 +51,7 @@ def _random_trunk(second: Sequence[Source], comparison: Mapping | None) -> dict[
     return {name: one["accuracy"]["second"] for name, one in comparison["datasets"].items()}
 
 
-def _name_of(sources: Sequence[Source]) -> str:
+def _name_of(sources: Sequence[LogitSource]) -> str:
     """Return what a recipe is called: the folder of its first checkpoint or predictions."""
     path = sources[0].path.resolve()
     name = path.parent.name if path.is_file() else path.name
@@ -59,7 +59,7 @@ def _name_of(sources: Sequence[Source]) -> str:
 
 
 def _facts(
-    first: Sequence[Source], second: Sequence[Source], results: Mapping
+    first: Sequence[LogitSource], second: Sequence[LogitSource], results: Mapping
 ) -> dict[str, object]:
     return {
         "command": results["command"],

@@ -16,7 +16,7 @@ from xnli_gpt.report.figures import drawn, in_style, saved
 from xnli_gpt.report.fonts import embedded_font
 from xnli_gpt.report.sections import sections_of
 
-TEMPLATES = Path(__file__).resolve().parent
+TEMPLATE_FOLDER = Path(__file__).resolve().parent
 # HTML has no way to write control characters.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]<>|~&#$]|(?<!\w)_|_(?!\w))")
@@ -60,7 +60,7 @@ def as_html(title: str, sections: Sequence[Section], drawings: Mapping[str, byte
         name: "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
         for name, drawing in drawings.items()
     }
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    style = (TEMPLATE_FOLDER / "style.css").read_text(encoding="utf-8")
     template = _templates(escape=True).get_template("page.html.jinja")
     words = {"title": title, "sections": sections, "pictures": pictures, "style": Markup(style)}
     page = template.render(words, font="")
@@ -77,7 +77,7 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
 def _templates(escape: bool) -> jinja2.Environment:
     """Return the templates; what they show is escaped as HTML, else as Markdown."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=escape,
         finalize=_without_control if escape else _in_markdown,
         undefined=jinja2.StrictUndefined,
