@@ -114,7 +114,12 @@ from xnli_gpt.checkpoints.formats import (
 from xnli_gpt.checkpoints.lm_check import lm_check, lm_verdict, read_token_shard
 from xnli_gpt.checkpoints.paths import resolve_checkpoint_path
 from xnli_gpt.checkpoints.reading import fine_tuned_error, read_checkpoint_file
-from xnli_gpt.checkpoints.relatives import find_relative, heads_or_refuse, nearest_relative
+from xnli_gpt.checkpoints.relatives import (
+    find_relative,
+    heads_or_refuse,
+    lacks_names_alone,
+    nearest_relative,
+)
 from xnli_gpt.checkpoints.rotary_buffers import check_rotary_buffers, without_rotary_buffers
 from xnli_gpt.checkpoints.safetensors_files import write_safetensors
 from xnli_gpt.checkpoints.source import head_count
@@ -380,7 +385,7 @@ def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str,
     """
     for pattern, family in OTHER_FAMILIES:
         hints = [name for name in state if re.search(pattern, name)]
-        if hints:
+        if hints and not lacks_names_alone(state):
             raise CheckpointError(
                 f"{path}: has {shown(hints[0])}, as {family}: that family is not supported yet; "
                 f"supported are {listed([*FORMATS, *RELATIVES])}"

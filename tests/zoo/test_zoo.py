@@ -238,6 +238,15 @@ def test_a_later_script_with_two_embeddings_is_named_and_refused(tmp_path):
         inspect_checkpoint(write_entry("M5", tmp_path, state))
 
 
+@pytest.mark.parametrize("name", ["M5", "nanochat-5"])
+def test_a_lost_tensor_is_named_where_other_scripts_have_such_names_too(tmp_path, name):
+    state = state_of(name)
+    lost = next(key for key in state if "c_fc" in key)
+    del state[lost]
+    with pytest.raises(CheckpointError, match="of format.*missing.*c_fc"):
+        inspect_checkpoint(write_entry(name, tmp_path, state))
+
+
 @pytest.mark.parametrize("name", RELATIVES_DRAWN)
 @pytest.mark.parametrize("change", ["renamed", "lost", "added", "turned", "of integers"])
 def test_what_differs_from_a_table_is_refused(tmp_path, name, change):

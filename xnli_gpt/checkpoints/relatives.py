@@ -81,6 +81,15 @@ def nearest_relative(state: Mapping[str, Tensor], below: int) -> str | None:
     return f"of format {' or '.join(names)}, but keys are {' and '.join(problems)}"
 
 
+def lacks_names_alone(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a family has every name of a file, most of whose names are there."""
+    for family in RELATIVES.values():
+        missing, unknown = _differing(family, state)
+        if not unknown and len(missing) <= len(state) // 10:
+            return True
+    return False
+
+
 def _num_blocks(state: Mapping[str, Tensor]) -> int:
     return 1 + max((int(m[1]) for name in state if (m := _BLOCK.search(name))), default=-1)
 
