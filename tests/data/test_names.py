@@ -11,6 +11,7 @@ import yaml
 
 import evaluate_hindi_xnli as evaluate
 import finetune_hindi_xnli as finetune
+from xnli_gpt.checkpoints.fine_tuned import datasets_in_name
 from xnli_gpt.data import names, sources
 from xnli_gpt.data.cache import load_texts
 from xnli_gpt.data.names import dataset_names, short_name
@@ -195,3 +196,8 @@ def test_what_is_prepared_is_the_known_dataset(assets, small_demo, capsys):
     words[1] = "./demo"
     assert finetune.main([str(word) for word in words]) == 2
     assert "demo/train.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["xnli_hi+xnli_ur-ckpt.pt", "xnli_hi+xnli_ur-ckpt.pth"])
+def test_a_checkpoints_name_tells_its_sets_whatever_its_ending(name):
+    assert datasets_in_name(Path(name)) == ["xnli_hi", "xnli_ur"]

@@ -63,12 +63,12 @@ def read_fine_tuned(path: Path, mapped: bool = False) -> dict:
 def datasets_in_name(checkpoint: Path) -> list[str]:
     """Return the sets that a file was fine-tuned on by its name: NAME-ckpt.pt, or
     NAME+NAME-ckpt.pt."""
-    return run_name(checkpoint).split("+")
+    return run_name(checkpoint.stem).split("+")
 
 
-def run_name(checkpoint: Path) -> str:
-    """Return NAME of NAME-ckpt.pt."""
-    return checkpoint.name.removesuffix(".pt").removesuffix("-ckpt")
+def run_name(stem: str) -> str:
+    """Return NAME of NAME-ckpt, a file's name without its ending."""
+    return stem.removesuffix("-ckpt")
 
 
 def content_error(error: Exception, path: Path) -> RunError:

@@ -53,4 +53,4 @@ def _flags_beside(path: Path) -> dict | None:
         name = "+".join(Path(dataset).name for dataset in flags["dataset"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
-    return flags if run_name(path) == name else None
+    return flags if run_name(path.stem) == name else None

@@ -17,7 +17,10 @@ def names_of_sides(first: Sequence[Path], second: Sequence[Path]) -> list[str]:
     """
     sides = [[Path(os.path.abspath(path)) for path in side] for side in (first, second)]
     by_folder = [[path.parent.parts for path in side] for side in sides]
-    by_file = [[(*path.parent.parts, run_name(path)) for path in side] for side in sides]
+    by_file = [
+        [(*path.parent.parts, run_name(path.name.removesuffix(".pt"))) for path in side]
+        for side in sides
+    ]
     for parts in (by_folder, by_file):
         names = _differing(*(_common_parts(side) for side in parts))
         if all(names) and names[0] != names[1]:
