@@ -383,9 +383,9 @@ def _nearest_format(path: Path, state: Mapping[str, Tensor], known: Mapping[str,
 
     Raises CheckpointError where there is none, with the family that the other keys tell.
     """
-    for pattern, family in OTHER_FAMILIES:
+    for pattern, family in () if lacks_names_alone(state) else OTHER_FAMILIES:
         hints = [name for name in state if re.search(pattern, name)]
-        if hints and not lacks_names_alone(state):
+        if hints:
             raise CheckpointError(
                 f"{path}: has {shown(hints[0])}, as {family}: that family is not supported yet; "
                 f"supported are {listed([*FORMATS, *RELATIVES])}"

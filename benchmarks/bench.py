@@ -492,11 +492,10 @@ def contests(arguments: argparse.Namespace, pairs: int) -> list[tuple[str, Conte
     dtypes = dtypes if everyone else ("bfloat16",)
     chosen = [("ours", Contest(**base, dtype=dtype)) for dtype in dtypes]
     chosen.append(("ours", Contest(**base, dtype="bfloat16", group_premises=True)))
+    public = [dtype for dtype in dtypes if dtype != "float16"]
     if everyone:
         chosen.append(("ours", Contest(**base, dtype="float32", group_premises=True)))
         chosen.append(("ours", Contest(**base, dtype="bfloat16", embedding_update="lazy")))
-    public = [dtype for dtype in dtypes if dtype != "float16"]
-    if everyone:
         # As runs under 300 steps are.
         chosen += [("ours", Contest(**base, dtype=dtype, compiled=False)) for dtype in public]
     chosen += [("public", Contest(**base, dtype=dtype)) for dtype in public]

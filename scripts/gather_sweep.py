@@ -50,20 +50,20 @@ def read_run(folder: Path, name: str) -> Run:
         return Run(name, None, "no results.json yet" if started else "not started")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        scores = {
-            split: {
-                metric: float(results[split][metric])
-                for metric in METRIC_NAMES
-                if metric in results[split]
-            }
-            for split in ("validation", "test")
-            if split == "validation" or results.get(split)
-        }
+        scores = {"validation": main_scores(results["validation"])}
+        if results.get("test"):
+            scores["test"] = main_scores(results["test"])
         facts = {key: results[key] for key in ("seed", "best_metric", "best_step")}
-        scores["validation"][facts["best_metric"]]  # by which recipes are ranked
+        if facts["best_metric"] not in scores["validation"]:
+            raise KeyError(facts["best_metric"])
     except (ValueError, KeyError, TypeError) as error:
         return Run(name, None, f"results.json: {type(error).__name__}: {error}")
     return Run(name, scores | facts)
+
+
+def main_scores(metrics: dict) -> dict[str, float]:
+    """Return the main metrics of a split that are in its results."""
+    return {name: float(metrics[name]) for name in METRIC_NAMES if name in metrics}
 
 
 def gather(runs: list[Run]) -> dict:
@@ -84,7 +84,7 @@ def gather(runs: list[Run]) -> dict:
         "recipes": recipes,
         "selected": {
             "recipe": recipes[0]["recipe"],
-            "test": averages(selected, "test"),
+            "test": averages([run.results for run in selected], "test"),
             "runs": {run.name: run.results for run in selected},
         },
         "unfinished": {run.name: run.reason for run in runs if run.results is None},
@@ -96,7 +96,7 @@ def summary_of(name: str, finished: list[Run], runs: list[Run]) -> dict:
         "recipe": name,
         "finished": len(finished),
         "listed": sum(run.recipe == name for run in runs),
-        "validation": averages(finished, "validation"),
+        "validation": averages([run.results for run in finished], "validation"),
     }
 
 
@@ -105,7 +105,7 @@ def rank(value: float, metric: str) -> float:
     return value if METRICS[metric].lower_is_better else -value
 
 
-def averages(runs: list[Run], split: str) -> dict[str, dict]:
+def averages(of_runs: list[dict], split: str) -> dict[str, dict]:
     """Return mean and sample standard deviation over the seeds; None for that of a single one.
 
     A metric that a run does not have, because it had no such split or is older than the metric, is
@@ -113,7 +113,7 @@ def averages(runs: list[Run], split: str) -> dict[str, dict]:
     """
     summary = {}
     for metric in METRIC_NAMES:
-        values = [run.results.get(split, {}).get(metric) for run in runs]
+        values = [results.get(split, {}).get(metric) for results in of_runs]
         if None in values:
             continue
         std = statistics.stdev(values) if len(values) > 1 else None
@@ -149,8 +149,8 @@ def _test_table(selected: dict) -> list[str]:
         "|---" * (2 + len(METRIC_NAMES)) + "|",
     ]
     for results in selected["runs"].values():
-        of_seed = {name: {"mean": value, "std": None} for name, value in results["test"].items()}
-        lines.append(f"| {results['seed']} | {results['best_step']} | {cells(of_seed)} |")
+        scores = cells(averages([results], "test"))
+        lines.append(f"| {results['seed']} | {results['best_step']} | {scores} |")
     return [*lines, f"| mean ± std | | {cells(selected['test'])} |"]
 
 

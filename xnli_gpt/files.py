@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from xnli_gpt.errors import RunError
 from xnli_gpt.messages import reason_of
+
+# torch is imported where its files are read or written: what only writes texts starts at once.
 
 # What the torch files of this project say that they are.
 FINE_TUNED_KIND, SAVE_KIND = "hindi-xnli-classifier", "hindi-xnli-save"
@@ -31,6 +31,8 @@ def read_whole(path: Path, mapped: bool = False) -> object:
     and for a process that ends soon: a file that changes meanwhile would change them. Raises
     RunError.
     """
+    import torch
+
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -135,6 +137,7 @@ def save_checkpoint(path: Path, content: Mapping[str, object]) -> None:
 
 def torch_writer(content: Mapping[str, object]) -> Callable[[Path], None]:
     """Return what writes `content` as a torch file, for `save_atomically`."""
+    import torch
 
     def write(path: Path) -> None:
         # Through Python's file, whose errors tell a full disk; torch's own words hide it.

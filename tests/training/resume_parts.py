@@ -11,14 +11,10 @@ import torch
 import finetune_hindi_xnli as finetune
 
 PROJECT = Path(finetune.__file__).parent
-
-
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
 
 
 BASE = ("--max_steps", 12, "--eval_interval", 4, "--save_interval", 3)
-
-
 # What must come through a save besides the plain recipe's state.
 RECIPES = {
     "plain": (),

@@ -9,9 +9,7 @@ from training_parts import Run, recipe_of
 
 from xnli_gpt.errors import TrainingError
 from xnli_gpt.training.optimizer import configure_optimizers
-from xnli_gpt.training.recipe import (
-    learning_rate_factor,
-)
+from xnli_gpt.training.recipe import learning_rate_factor
 from xnli_gpt.training.state import PendingStep
 from xnli_gpt.training.trainer import MAX_SKIPPED_IN_A_ROW
 

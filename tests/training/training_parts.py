@@ -9,16 +9,12 @@ from scripted import ScriptedValidation
 from model import PackedRow
 from xnli_gpt.training.optimizer import configure_optimizers
 from xnli_gpt.training.order import Examples
-from xnli_gpt.training.recipe import (
-    Recipe,
-)
+from xnli_gpt.training.recipe import Recipe
 from xnli_gpt.training.records import Records
 from xnli_gpt.training.state import TrainState
 from xnli_gpt.training.trainer import Trainer
 
 VOCAB, NUM_CLASSES = 40, 3
-
-
 LOSSES = {
     "plain": {},
     "class weights": dict(weight_of_class=(0.5, 1.0, 3.0)),

@@ -31,6 +31,7 @@ class LanguageModel(Protocol):
     """What the checks need of a trunk."""
 
     config: GPTConfig
+    embed: torch.nn.Module
 
     def lm_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss in nats of `targets` [B, T] after `input_ids` [B, T]."""

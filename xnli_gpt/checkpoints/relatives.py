@@ -71,7 +71,7 @@ def nearest_relative(state: Mapping[str, Tensor], below: int) -> str | None:
     found = {}
     for family in RELATIVES.values():
         missing, unknown = _differing(family, state)
-        if len(missing) + len(unknown) < min(below, 1 + len(state) // 10):
+        if len(missing) + len(unknown) <= min(below - 1, _most_wrong(state)):
             found.setdefault((tuple(missing), tuple(unknown)), []).append(family.name)
     if not found:
         return None
@@ -83,11 +83,13 @@ def nearest_relative(state: Mapping[str, Tensor], below: int) -> str | None:
 
 def lacks_names_alone(state: Mapping[str, Tensor]) -> bool:
     """Return whether a family has every name of a file, most of whose names are there."""
-    for family in RELATIVES.values():
-        missing, unknown = _differing(family, state)
-        if not unknown and len(missing) <= len(state) // 10:
-            return True
-    return False
+    differing = (_differing(family, state) for family in RELATIVES.values())
+    return any(not unknown and len(missing) <= _most_wrong(state) for missing, unknown in differing)
+
+
+def _most_wrong(state: Mapping[str, Tensor]) -> int:
+    """Return how many names may be wrong in a file that is nearly of a family."""
+    return len(state) // 10
 
 
 def _num_blocks(state: Mapping[str, Tensor]) -> int:
